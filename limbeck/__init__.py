@@ -1,0 +1,35 @@
+"""Limbeck distils: teacher × student × objective × schedule, one loop, every published system a short recipe.
+
+>>> import torch
+>>> from limbeck import DMD, GaussianMixture, Particles, distill
+>>> teacher = GaussianMixture(means=torch.tensor([[-2.0], [2.0]]), std=0.3)
+>>> run = distill(teacher, Particles(torch.randn(64, 1)), DMD(), steps=5, batch=64)
+>>> [step.i for step in run]
+[1, 2, 3, 4, 5]
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from limbeck.diffusion import *
+    from limbeck.engine import *
+    from limbeck.errors import *
+    from limbeck.objectives import *
+    from limbeck.rng import Rng
+    from limbeck.students import *
+    from limbeck.teachers import *
+
+_ROOMS = ("diffusion", "engine", "teachers", "students", "objectives", "errors", "rng")
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their room on first use, so that ``limbeck --help`` never imports torch."""
+    if not name.startswith("_"):
+        for room in _ROOMS:
+            module = importlib.import_module(f"limbeck.{room}")
+            if name in getattr(module, "__all__", vars(module)):
+                return getattr(module, name)
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")

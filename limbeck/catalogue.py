@@ -1,0 +1,169 @@
+"""Which systems there are, which have recipes, what was measured; all without importing torch."""
+
+import ast
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import BadFile, BadSetting
+
+PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE / "recipes"
+PROBLEMS = PACKAGE / "problems"
+EVIDENCE = next((p for p in (PACKAGE / "evidence", PACKAGE.parent / "evidence") if p.is_dir()), PACKAGE / "evidence")
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the catalogue."""
+
+    id: str
+    title: str
+    year: int
+    family: str
+    paper: str
+    foundation: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where its recipe is, or would be."""
+        return RECIPES / self.family.lower().replace("-", "_") / f"{self.id.replace('-', '_')}.py"
+
+    @property
+    def evidence(self) -> dict[str, Any] | None:
+        """What was measured last, with ``stale`` if the code has changed since; None without a measurement."""
+        path = EVIDENCE / f"{self.id}.json"
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        keys = ("figure", "bound", "passed", "spread", "problem", "when")
+        return {**{key: record[key] for key in keys}, "stale": digest(record["sources"]) != record["digest"]}
+
+    def row(self) -> dict[str, Any]:
+        """The row as ``limbeck systems --json`` prints it."""
+        recipe = self.path.exists()
+        return {
+            "id": self.id,
+            "title": self.title,
+            "family": self.family,
+            "recipe": recipe,
+            "evidence": self.evidence if recipe else None,
+        }
+
+
+@lru_cache(maxsize=1)
+def systems() -> tuple[System, ...]:
+    """All systems, in the catalogue's order.
+
+    >>> len(systems()) >= 353
+    True
+    """
+    table = tomllib.loads((RECIPES / "catalogue.toml").read_text())
+    return tuple(System(**row) for row in table["system"])
+
+
+def find(name: str) -> System:
+    """The system of this id.
+
+    >>> find("dmd3")
+    Traceback (most recent call last):
+    limbeck.errors.BadSetting: there is no system 'dmd3'; did you mean dmd2?
+    """
+    known = {system.id: system for system in systems()}
+    if name in known:
+        return known[name]
+    raise BadSetting(f"there is no system {name!r}{_hint(name, known)}")
+
+
+def in_family(family: str) -> tuple[System, ...]:
+    """The systems of a family.
+
+    >>> in_family("G-dst")
+    Traceback (most recent call last):
+    limbeck.errors.BadSetting: there is no family 'G-dst'; did you mean G-dist?
+    """
+    chosen = tuple(system for system in systems() if system.family == family)
+    if not chosen:
+        families = sorted({system.family for system in systems()})
+        raise BadSetting(f"there is no family {family!r}{_hint(family, families)}")
+    return chosen
+
+
+def problems() -> dict[str, Path]:
+    """Built-in problems by name: every module of the room that makes one.
+
+    >>> "mixture2d" in problems()
+    True
+    """
+    paths = sorted(PROBLEMS.glob("*.py"))
+    return {path.stem.replace("_", "-"): path for path in paths if "\ndef problem(" in path.read_text()}
+
+
+def find_problem(name: str) -> Path:
+    """The file of a built-in problem, or of a user's own.
+
+    >>> find_problem("digit")
+    Traceback (most recent call last):
+    limbeck.errors.BadSetting: there is no problem 'digit'; did you mean digits? A path to a Python file fits too.
+    """
+    return problems()[name] if name in problems() else _own(name, "problem", problems())
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a system's recipe, or of a user's own.
+
+    Raises:
+        BadSetting: no such system, or one without a recipe yet.
+        BadFile: no such file.
+    """
+    if name.endswith(".py") or "/" in name:
+        return _own(name, "system", ())
+    system = find(name)
+    if not system.path.exists():
+        ready = [other.id for other in systems() if other.path.exists()]
+        raise BadSetting(f"{name} is in the catalogue but has no recipe yet; these have: {', '.join(ready)}.")
+    return system.path
+
+
+def _own(name: str, what: str, known: Iterable[str]) -> Path:
+    if not (name.endswith(".py") or "/" in name):
+        raise BadSetting(f"there is no {what} {name!r}{_hint(name, known)} A path to a Python file fits too.")
+    path = Path(name)
+    if not path.is_file() or path.suffix != ".py":
+        raise BadFile(f"{name} is not a Python file.")
+    return path
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}." if len(known) < 12 else "."
+
+
+def digest(sources: Iterable[str]) -> str:
+    """A digest of source files of the package, by relative path, that docstrings and layout do not change."""
+    parts = [f"{name}:{_shape(PACKAGE / name)}" for name in sorted(sources)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def _shape(path: Path) -> str:
+    if not path.exists():
+        return "gone"
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            node.body = body[1:]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

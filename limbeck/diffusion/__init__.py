@@ -1,0 +1,36 @@
+"""The mathematics of noise: processes, times, guidance, samplers."""
+
+from limbeck.diffusion.denoiser import Denoiser, Featured, Seen, Wrapped
+from limbeck.diffusion.guidance import CFG, Guidance, Guided, Negative
+from limbeck.diffusion.process import EDM, VP, Form, Process, RectifiedFlow, TrigFlow, like
+from limbeck.diffusion.samplers import State, euler, few_step, heun, heun_step, sample
+from limbeck.diffusion.times import Annealed, Karras, LogNormal, Times, Uniform
+
+__all__ = [
+    "CFG",
+    "EDM",
+    "VP",
+    "Annealed",
+    "Denoiser",
+    "Featured",
+    "Form",
+    "Guidance",
+    "Guided",
+    "Karras",
+    "LogNormal",
+    "Negative",
+    "Process",
+    "RectifiedFlow",
+    "Seen",
+    "State",
+    "Times",
+    "TrigFlow",
+    "Uniform",
+    "Wrapped",
+    "euler",
+    "few_step",
+    "heun",
+    "heun_step",
+    "like",
+    "sample",
+]

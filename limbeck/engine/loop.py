@@ -1,0 +1,352 @@
+"""distill(): the only training loop. It owns optimisers, accumulation, averages, the guard against NaN, and growth."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from limbeck.engine.data import Source, as_source
+from limbeck.engine.objective import Loss, Objective, Term
+from limbeck.engine.optim import EMA, Optim, gradient_norm
+from limbeck.engine.roles import Cast, Role
+from limbeck.engine.schedule import value_at
+from limbeck.engine.student import Grows
+from limbeck.engine.tick import Place, Tick
+from limbeck.errors import BadSetting, Diverged, Incompatible, in_range
+
+PATIENCE = 10
+"""So many updates in a row may have a non-finite loss or gradient before a run ends."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one tick did.
+
+    Args:
+        i: ticks done so far, this one included.
+        losses: mean of each loss that was due, by term.
+        norms: gradient norm of each role that was due, before clipping.
+        skipped: roles whose update was not finite and was left out.
+        seconds: wall-clock time of the tick.
+    """
+
+    i: int
+    losses: Mapping[str, float]
+    norms: Mapping[str, float]
+    skipped: tuple[str, ...]
+    seconds: float
+
+
+def distill(
+    teacher: nn.Module | Mapping[str, nn.Module] | None,
+    student: nn.Module | Mapping[str, nn.Module],
+    objective: Objective,
+    data: Source | Tensor | None = None,
+    *,
+    steps: int,
+    batch: int = 256,
+    optim: Optim | Mapping[str, Optim] | None = None,
+    ema: EMA | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    seed: int | tuple[object, ...] = 0,
+) -> "Run":
+    """Sets up a distillation and checks that its parts fit; iterate over the result to run it.
+
+    A tick draws the batch, computes every loss that is due on every micro-batch at the tick's starting parameters,
+    and then takes one step of every role that some loss trained.
+
+    Args:
+        teacher: what knows, or several by name, or None; frozen and put into evaluation mode.
+        student: what learns, or several by name.
+        objective: which losses train whom.
+        data: where batches come from; a tensor [N, …] is a data set of samples x.
+        steps: number of ticks.
+        batch: rows of a tick, over all micro-batches and ranks.
+        optim: how roles learn; one for all, or by role with ``"default"`` for the others.
+        ema: moving average of each student; where there is one, it is the result.
+        accumulate: micro-batches of a tick.
+        autocast: dtype of the forward passes, such as ``torch.bfloat16``.
+        seed: of everything random.
+
+    Raises:
+        Incompatible: parts that do not fit, before step 0.
+        BadSetting: numbers out of range.
+
+    >>> from limbeck import SDS, Adam, GaussianMixture, Particles, distill
+    >>> teacher = GaussianMixture(means=torch.tensor([[3.0]]), std=0.1)
+    >>> particles = Particles(torch.zeros(16, 1))
+    >>> run = distill(teacher, particles, SDS(), steps=200, batch=16, optim=Adam(lr=0.1))
+    >>> for step in run: pass
+    >>> bool((particles.x - 3).abs().max() < 0.5)
+    True
+    """
+    teachers = {} if teacher is None else teacher if isinstance(teacher, Mapping) else {"teacher": teacher}
+    students = student if isinstance(student, Mapping) else {"student": student}
+    optims = {"default": optim} if isinstance(optim, Optim) else optim or {}
+    return Run(
+        Cast(teachers, students, optims, (source := as_source(data)).fields, _names(seed)),
+        objective,
+        source,
+        steps=steps,
+        batch=batch,
+        ema=ema,
+        accumulate=accumulate,
+        autocast=autocast,
+        seed=_names(seed),
+    )
+
+
+class Run:
+    """A distillation under way: an iterable of `Step`, with all of its state in `state_dict`."""
+
+    def __init__(
+        self,
+        cast: Cast,
+        objective: Objective,
+        source: Source,
+        *,
+        steps: int,
+        batch: int,
+        ema: EMA | None,
+        accumulate: int,
+        autocast: torch.dtype | None,
+        seed: tuple[object, ...],
+    ):
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        in_range("steps", steps, 1)
+        in_range("accumulate", accumulate, 1)
+        in_range("batch", batch, 1)
+        if batch % (accumulate * self.world):
+            raise BadSetting(f"batch must be a multiple of {accumulate * self.world}, got {batch}.")
+        self.cast, self.objective, self.source, self.steps, self.batch = cast, objective, source, steps, batch
+        self.accumulate, self.autocast, self.seed = accumulate, autocast, seed
+        objective.check(cast)
+        self.terms = ordered(objective.terms(cast))
+        self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
+        self._refuse_coupled()
+        if not any(set(term.roles) & set(cast.students) for term in self.terms):
+            raise Incompatible("a run", need="a loss that trains the student", got="none of weight above 0")
+        self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
+        self.i = 0
+        self.skipped = 0
+        self._failures = dict.fromkeys(cast.roles, 0)
+
+    def _refuse_coupled(self) -> None:
+        if self.accumulate * self.world == 1:
+            return
+        for term in self.terms:
+            if term.coupled:
+                got = f"{self.accumulate} micro-batches on {self.world} ranks"
+                raise Incompatible(f"{term.name}, which couples its batch,", need="whole batches", got=got)
+
+    @property
+    def student(self) -> nn.Module:
+        """The result so far: the moving average of the first student where there is one."""
+        return self.result(next(iter(self.cast.students)))
+
+    def result(self, name: str) -> nn.Module:
+        """The result so far of the student of this name."""
+        return self.ema.get(name) or self.cast.students[name]
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.i < self.steps:
+            yield self.tick()
+
+    def finish(self) -> nn.Module:
+        """Runs to the end and returns the student."""
+        for _ in self:
+            pass
+        return self.student
+
+    def tick(self) -> Step:
+        """One tick: every loss that is due, then one step of every role that was trained."""
+        began, progress = time.perf_counter(), self.i / self.steps
+        due = [term for term in self.terms if term.due(self.i, progress)]
+        roles = sorted({name for term in due for name in term.roles})
+        books, last = Books(self, due), None
+        for k in range(self.accumulate):
+            last = Tick(self.cast, self._place(k, progress), {}, frozenset(roles))
+            last.batch = self.source.take(last.size, last.rng("data"))
+            books.add(last)
+        norms = books.close(roles)
+        losses, values = books.means(), torch.stack([*norms.values()]).tolist() if norms else []
+        norm = dict(zip(norms, values, strict=True))
+        skipped = tuple(name for name in roles if not self._finite(name, norm, due, losses))
+        if last is not None:
+            last.grads = {n: p.grad for n, p in self._first().params.items() if p.grad is not None}
+        self._update([name for name in roles if name not in skipped], norm, progress, last)
+        self.i += 1
+        return Step(self.i, losses, norm, skipped, time.perf_counter() - began)
+
+    def _place(self, k: int, progress: float) -> Place:
+        size = self.batch // (self.accumulate * self.world)
+        first = (self.rank * self.accumulate + k) * size
+        return Place(self.seed, self.i, progress, slice(first, first + size), self.batch, self.device)
+
+    def _first(self) -> Role:
+        return self.cast.roles[next(iter(self.cast.students))]
+
+    def _finite(self, name: str, norms: Mapping[str, float], due: Sequence[Term], losses: Mapping[str, float]) -> bool:
+        values = [norms[name], *(losses[term.name] for term in due if name in term.roles)]
+        finite = all(abs(value) < float("inf") for value in values)
+        self._failures[name] = 0 if finite else self._failures[name] + 1
+        self.skipped += not finite
+        if self._failures[name] == PATIENCE:
+            raise Diverged(f"{PATIENCE} updates in a row of {name!r} were not finite, the last at tick {self.i}.")
+        return finite
+
+    @torch.no_grad()
+    def _update(self, names: Sequence[str], norms: Mapping[str, float], progress: float, tick: Tick | None) -> None:
+        for name in names:
+            role = self.cast.roles[name]
+            if role.optim.clip is not None and norms[name] > role.optim.clip:
+                torch._foreach_mul_(_grads(role.params), role.optim.clip / norms[name])
+            role.step(progress)
+        for target in self.cast.targets.values():
+            if target.role.name in names:
+                target.follow()
+        for role in self.cast.roles.values():
+            for p in role.params.values():
+                p.grad = None
+        for name in names:
+            self._regrow(name, tick)
+
+    def _regrow(self, name: str, tick: Tick | None) -> None:
+        module = self.cast.roles[name].module
+        if tick is None or not isinstance(module, Grows) or not (rows := module.regrow(tick)):
+            return
+        self.cast.roles[name].regrow(rows)
+        for target in self.cast.targets.values():
+            if target.role.name == name:
+                target.regrow(rows)
+
+    def context(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes."""
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to end with the same bits."""
+        return {"i": self.i, "skipped": self.skipped, "failures": dict(self._failures), **self.cast.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, into a run built anew from the same parts."""
+        self.cast.load_state_dict(state)
+        self.i, self.skipped = int(state["i"]), int(state["skipped"])
+        self._failures = {name: int(state["failures"][name]) for name in self._failures}
+
+
+class Books:
+    """Gradients and means of one tick, exact however the batch is cut.
+
+    A loss without weights is divided by the tick's rows at once. The denominator of a weighted loss is known only
+    after the last micro-batch, so its gradients are kept apart until then.
+    """
+
+    def __init__(self, run: Run, due: Sequence[Term]):
+        self.run, self.due, self.parts = run, due, run.accumulate * run.world
+        self.sums = {term.name: [] for term in due}  # type: dict[str, list[Tensor]]
+        self.counts = {term.name: [] for term in due}  # type: dict[str, list[Tensor]]
+        self.apart: dict[str, dict[Tensor, Tensor]] = {}
+
+    def add(self, tick: Tick) -> None:
+        """All losses of one micro-batch, and one pass of their gradients through each student's samples."""
+        for term in self.due:
+            tick.trains = term.roles
+            with self.run.cast.training(term.roles):
+                with tick.seeded(term.name), self.run.context():
+                    loss = term.loss(tick)
+                self._backward(term, loss, tick)
+        self._through(tick)
+
+    def _backward(self, term: Term, loss: Loss, tick: Tick) -> None:
+        assert term.coupled == (loss.value.dim() == 0), f"{term.name}: coupled says {term.coupled}"
+        value = loss.value.float() if loss.value.dtype in (torch.float16, torch.bfloat16) else loss.value
+        total = value.sum() if loss.weight is None else (value * loss.weight).sum()
+        rows = torch.tensor(value.numel(), dtype=value.dtype, device=value.device)
+        count = rows if loss.weight is None else loss.weight.sum().to(value)
+        self.sums[term.name].append(total.detach())
+        self.counts[term.name].append(count)
+        if not total.requires_grad:
+            got = "one without gradient"
+            raise Incompatible(term.name, need=f"a loss that depends on {' and '.join(term.roles)}", got=got)
+        total = total * value_at(term.weight, tick.progress)
+        if loss.weight is None or self.parts == 1:
+            (total / (count if loss.weight is not None else max(1, value.numel() * self.parts))).backward()
+        else:
+            self._keep_apart(term.name, total, tick)
+
+    def _keep_apart(self, name: str, total: Tensor, tick: Tick) -> None:
+        params = [p for role in tick.due for p in self.run.cast.roles[role].params.values()]
+        leaves = [leaf for _, _, leaf in tick.leaves]
+        before = [(x, x.grad) for x in (*params, *leaves)]
+        for x, _ in before:
+            x.grad = None
+        total.backward()
+        self._through(tick, keep=True)
+        own = self.apart.setdefault(name, {})
+        for p in params:
+            if p.grad is not None:
+                own[p] = own[p] + p.grad if p in own else p.grad
+        for x, grad in before:
+            x.grad = grad
+
+    def _through(self, tick: Tick, *, keep: bool = False) -> None:
+        for who, x, leaf in tick.leaves:
+            if leaf.grad is not None:
+                with self.run.cast.training((who,)):
+                    x.backward(leaf.grad, retain_graph=keep)
+                leaf.grad = None
+
+    def close(self, roles: Sequence[str]) -> dict[str, Tensor]:
+        """Sums over micro-batches and ranks; afterwards ``.grad`` is the tick's gradient. Returns norms by role."""
+        cast = self.run.cast
+        for name, own in self.apart.items():
+            count = _all_sum(torch.stack(self.counts[name]).sum())
+            for p, grad in own.items():
+                p.grad = grad / count if p.grad is None else p.grad + grad / count
+        if self.run.world > 1:
+            for name in roles:
+                for grad in _grads(cast.roles[name].params):
+                    _all_sum(grad)
+        return {name: gradient_norm(cast.roles[name].params.values()) for name in roles}
+
+    def means(self) -> dict[str, float]:
+        """The mean of each loss over the tick."""
+        pairs = [torch.stack([torch.stack(self.sums[n]).sum(), torch.stack(self.counts[n]).sum()]) for n in self.sums]
+        totals = _all_sum(torch.stack(pairs)).tolist() if pairs else []
+        return {name: total / count if count else 0.0 for name, (total, count) in zip(self.sums, totals, strict=True)}
+
+
+def ordered(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Terms in the order of their names, those of equal keys once, equal names numbered: sums commute to the bit."""
+    unique: dict[object, Term] = {}
+    for term in terms:
+        unique.setdefault(object() if term.key is None else term.key, term)
+    result: dict[str, Term] = {}
+    for term in sorted(unique.values(), key=lambda term: (term.name, repr(term.of), repr(term.weight))):
+        name = term.name
+        while name in result:
+            stem, _, number = name.partition("#")
+            name = f"{stem}#{int(number or 1) + 1}"
+        result[name] = replace(term, name=name)
+    return tuple(result[name] for name in result)
+
+
+def _grads(params: Mapping[str, Tensor]) -> list[Tensor]:
+    return [p.grad for p in params.values() if p.grad is not None]
+
+
+def _all_sum(x: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def _names(seed: int | tuple[object, ...]) -> tuple[object, ...]:
+    return seed if isinstance(seed, tuple) else (seed,)

@@ -1,0 +1,169 @@
+"""Recipes: a published system as stages of parts, its paper, and a claim that is measured."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck.engine.data import Source
+from limbeck.engine.loop import Run, distill
+from limbeck.engine.objective import Objective
+from limbeck.engine.optim import EMA, Adam, Optim
+from limbeck.errors import BadSetting, in_range
+from limbeck.rng import seeded
+
+Problem = Any
+"""What to distil on; recipes say in their signature which kind they need."""
+
+Modules = nn.Module | Mapping[str, nn.Module]
+
+
+class Prior:
+    """What the earlier stages of a recipe left: students by stage, and folders of what was made.
+
+    Args:
+        root: the folder that holds one folder for each stage.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.students: dict[str, nn.Module] = {}
+
+    def student(self, stage: str) -> nn.Module:
+        """The result of an earlier stage."""
+        return self.students[stage]
+
+    def folder(self, stage: str) -> Path:
+        """Where an earlier `Make` put its files."""
+        return self.root / stage
+
+
+def _teacher(problem: Problem, prior: Prior) -> Modules | None:
+    return problem.teacher
+
+
+def _data(problem: Problem, prior: Prior) -> Source | None:
+    return problem.source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One distillation of a recipe.
+
+    Args:
+        name: of the stage.
+        steps: ticks.
+        objective: which losses train whom.
+        student: (problem, prior) → what learns.
+        teacher: (problem, prior) → what knows; the problem's teacher by default.
+        data: (problem, prior) → where batches come from; the problem's source by default.
+        batch: rows of a tick.
+        optim: how each role learns; ``default`` is for those not named.
+        ema: moving average of the student.
+        accumulate: micro-batches of a tick.
+        keep_every: ticks between students that are kept for later stages; 0 keeps the last only.
+    """
+
+    name: str
+    steps: int
+    objective: Objective
+    student: Callable[[Problem, Prior], Modules]
+    teacher: Callable[[Problem, Prior], Modules | None] = _teacher
+    data: Callable[[Problem, Prior], Source | None] = _data
+    batch: int = 256
+    optim: Mapping[str, Optim] = field(default_factory=lambda: {"default": Adam()})
+    ema: EMA | None = None
+    accumulate: int = 1
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        in_range("steps", self.steps, 1)
+        in_range("batch", self.batch, 1)
+
+    def start(self, problem: Problem, prior: Prior, seed: int) -> Run:
+        """The run of this stage, checked and ready."""
+        with seeded(seed, self.name, "student"):
+            student = self.student(problem, prior)
+        return distill(
+            self.teacher(problem, prior),
+            student,
+            self.objective,
+            self.data(problem, prior),
+            steps=self.steps,
+            batch=self.batch,
+            optim=self.optim,
+            ema=self.ema,
+            accumulate=self.accumulate,
+            seed=(seed, self.name),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make:
+    """A stage without training: ODE pairs, a search, a cache of labels.
+
+    Args:
+        name: of the stage.
+        make: (problem, prior, folder, seed) → None; writes files into the folder.
+    """
+
+    name: str
+    make: Callable[[Problem, Prior, Path, int], None]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a system was published: arXiv identifier, and authors with year."""
+
+    arxiv: str
+    authors: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a claim is judged on: the recipe's result on a problem under one seed."""
+
+    recipe: "Recipe"
+    problem: Problem
+    student: nn.Module
+    prior: Prior
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a recipe promises: a figure, measured on fresh seeds, that is at most the bound.
+
+    Args:
+        text: the promise, in words.
+        check: Trial → figure; a ratio to an honest baseline.
+        bound: the largest figure that passes.
+        on: the built-in problem that it is measured on.
+    """
+
+    text: str
+    check: Callable[[Trial], float]
+    bound: float
+    on: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A system: stages of parts, its paper and its claim.
+
+    Args:
+        stages: run in order; the student of the last is the result.
+        paper: where it was published.
+        claim: what is measured.
+    """
+
+    stages: tuple[Stage | Make, ...]
+    paper: Paper
+    claim: Claim
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names) or not isinstance(self.stages[-1], Stage):
+            raise BadSetting(f"a recipe needs stages of different names, the last one trained, got {names}.")

@@ -1,0 +1,268 @@
+"""Who takes part: teachers that know, students and critics that learn, targets that follow."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.diffusion.denoiser import Denoiser
+from limbeck.engine.optim import EMA, Adam, Optim
+from limbeck.engine.student import Grows, Rows, Student
+from limbeck.errors import Incompatible
+from limbeck.rng import seeded
+
+M = TypeVar("M", bound=nn.Module)
+K = TypeVar("K", bound="Tensor | nn.Module")
+
+
+class Role:
+    """One learner: a module, those of its parameters that it trains, and their optimiser.
+
+    State is keyed by parameter name. A base shared by several roles is one module of which each role owns some
+    parameters.
+    """
+
+    def __init__(self, name: str, module: nn.Module, optim: Optim, spec: object = None):
+        self.name, self.module, self.optim, self.spec = name, module, optim, spec
+        self.names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
+        self.steps = 0
+        self.bind()
+
+    def bind(self) -> None:
+        """A new optimiser over the module's parameters as they are now."""
+        every = dict(self.module.named_parameters())
+        self.params = {name: every[name].requires_grad_(False) for name in self.names}
+        self.optimizer = self.optim.build([{"params": [p], "name": name} for name, p in self.params.items()])
+
+    def step(self, progress: float) -> None:
+        """One update from the gradients that are there."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.rate(group["name"], progress)
+        self.optimizer.step()
+        self.steps += 1
+
+    def regrow(self, rows: Mapping[str, Rows]) -> None:
+        """Parameters and moments take their new rows."""
+        moments = {name: dict(self.optimizer.state[p]) for name, p in self.params.items()}
+        for name, change in rows.items():
+            old = self.params[name]
+            _put(self.module, name, change.value)
+            for key, value in moments[name].items():
+                if value.shape == old.shape:
+                    moments[name][key] = value[change.source]
+                    moments[name][key][change.fresh] = 0
+        self.bind()
+        self._load_moments(moments)
+
+    def _load_moments(self, moments: Mapping[str, dict[str, Tensor]]) -> None:
+        for name, p in self.params.items():
+            if moments.get(name):
+                self.optimizer.state[p] = {key: value.clone() for key, value in moments[name].items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, buffers, moments by parameter name, and the number of steps."""
+        moments = {name: dict(self.optimizer.state.get(p, {})) for name, p in self.params.items()}
+        return {"module": self.module.state_dict(), "moments": moments, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, into objects built anew; every name must match."""
+        load_module(self.module, state["module"])
+        self.bind()
+        self._load_moments(state["moments"])
+        self.steps = int(state["steps"])
+
+
+class Target:
+    """A module that follows a role: its moving average."""
+
+    def __init__(self, role: Role, module: nn.Module, ema: EMA):
+        self.role, self.module, self.ema, self.updates = role, module, ema, 0
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """One step towards the role's parameters; buffers are copied."""
+        keep, own = self.ema.at(self.updates), dict(self.module.named_parameters())
+        for name, p in self.role.params.items():
+            own[name].lerp_(p, 1 - keep)
+        buffers = dict(self.role.module.named_buffers())
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(buffers[name])
+        self.updates += 1
+
+    @torch.no_grad()
+    def regrow(self, rows: Mapping[str, Rows]) -> None:
+        """The average takes its new rows; fresh ones start at their value."""
+        own = dict(self.module.named_parameters())
+        for name, change in rows.items():
+            value = own[name][change.source]
+            value[change.fresh] = change.value[change.fresh]
+            _put(self.module, name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and the number of updates."""
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        load_module(self.module, state["module"])
+        self.updates = int(state["updates"])
+
+
+class Cast:
+    """All who take part in a run, by name, and all the state that an objective may have.
+
+    Args:
+        teachers: frozen modules by name; the first is the ``teacher``.
+        students: trained modules by name; the first is the ``student``.
+        optim: how each role learns; ``"default"`` is for those not named.
+        fields: what the data brings with each batch.
+        seed: names that seed the initialisation of roles.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, nn.Module],
+        students: Mapping[str, nn.Module],
+        optim: Mapping[str, Optim],
+        fields: frozenset[str] = frozenset(),
+        seed: tuple[object, ...] = (0,),
+    ):
+        self.teachers, self.fields, self._optim, self._seed = dict(teachers), fields, optim, seed
+        for teacher in self.teachers.values():
+            teacher.requires_grad_(False).eval()
+        self.roles: dict[str, Role] = {}
+        self.targets: dict[str, Target] = {}
+        self.kept: dict[str, Tensor | nn.Module] = {}
+        self.students = {name: self.role(name, lambda m=module: m).module for name, module in students.items()}
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The first teacher."""
+        if not self.teachers:
+            raise Incompatible("this objective", need="a teacher", got="none", fit="teacher=...")
+        return next(iter(self.teachers.values()))
+
+    @property
+    def student(self) -> nn.Module:
+        """The first student."""
+        return next(iter(self.students.values()))
+
+    def module(self, who: str) -> nn.Module:
+        """The module behind a name: a teacher, a role, or the teacher or student that is first."""
+        if who in self.roles:
+            return self.roles[who].module
+        return self.teachers[who] if who in self.teachers else getattr(self, who)
+
+    def need(self, who: str, kind: type[M], by: object) -> M:
+        """The module behind a name if it is of this kind; else raises `Incompatible`."""
+        module = self.module(who)
+        if not isinstance(module, kind):
+            need, got = f"a {who} that is a {kind.__name__}", f"a {type(module).__name__}"
+            raise Incompatible(type(by).__name__, need=need, got=got, fit=_EXAMPLES.get(kind.__name__))
+        return module
+
+    def need_fields(self, *names: str, by: object) -> None:
+        """Raises `Incompatible` unless every batch brings these fields."""
+        if missing := [name for name in names if name not in self.fields]:
+            got = f"only {', '.join(sorted(self.fields))}" if self.fields else "no data"
+            need = f"data with {' and '.join(missing)}"
+            raise Incompatible(type(by).__name__, need=need, got=got, fit=f"data=Dataset({missing[0]}=...)")
+
+    def role(self, name: str, make: Callable[[], nn.Module], spec: object = None) -> Role:
+        """The role of this name, made on first use under a generator of its own.
+
+        Raises:
+            Incompatible: if it exists under other settings, or shares parameters with another role.
+        """
+        if name in self.roles:
+            if self.roles[name].spec != spec:
+                got = f"both {self.roles[name].spec} and {spec}"
+                raise Incompatible(f"the role {name!r}", need="one set of settings", got=got)
+            return self.roles[name]
+        with seeded(*self._seed, "init", name):
+            module = make()
+        role = Role(name, module.train(), self._optim.get(name) or self._optim.get("default") or Adam(), spec)
+        for other in self.roles.values():
+            if shared := {id(p) for p in role.params.values()} & {id(p) for p in other.params.values()}:
+                raise Incompatible(
+                    f"the role {name!r}",
+                    need="parameters of its own",
+                    got=f"{len(shared)} shared with {other.name!r}",
+                    fit="module.clone(trainable=True)",
+                )
+        self.roles[name] = role
+        return role
+
+    def target(self, of: str, ema: EMA) -> nn.Module:
+        """The moving average of a role; with decay 0 the role's own module, to be used without gradients."""
+        role = self.roles[of]
+        if ema.decay == 0:
+            return role.module
+        name = f"{of}~{ema}"
+        if name not in self.targets:
+            known = isinstance(role.module, Student | Denoiser)
+            copied = role.module.clone(trainable=False) if known else copy.deepcopy(role.module)
+            self.targets[name] = Target(role, copied.requires_grad_(False).eval(), ema)
+        return self.targets[name].module
+
+    def keep(self, name: str, state: K) -> K:
+        """State of an objective that is neither role nor target; it is saved and restored with the rest."""
+        return self.kept.setdefault(name, state)  # type: ignore[return-value]
+
+    @contextmanager
+    def training(self, names: tuple[str, ...]) -> Iterator[None]:
+        """Inside, the parameters of these roles want gradients and no others do."""
+        params = [p for name in names for p in self.roles[name].params.values() if not p.requires_grad]
+        for p in params:
+            p.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for p in params:
+                p.requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning has changed: roles, targets, kept state."""
+        kept = {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in self.kept.items()}
+        return {
+            "roles": {name: role.state_dict() for name, role in self.roles.items()},
+            "targets": {name: target.state_dict() for name, target in self.targets.items()},
+            "kept": kept,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, into a cast built anew."""
+        for mine, theirs in ((self.roles, state["roles"]), (self.targets, state["targets"])):
+            if sorted(mine) != sorted(theirs):
+                got = ", ".join(sorted(theirs)) or "none"
+                raise Incompatible("this run", need=f"a state of {', '.join(sorted(mine))}", got=got)
+            for name, item in mine.items():
+                item.load_state_dict(theirs[name])
+        for name, value in self.kept.items():
+            if isinstance(value, nn.Module):
+                value.load_state_dict(state["kept"][name])
+            else:
+                value.copy_(state["kept"][name])
+
+
+_EXAMPLES = {
+    "Denoiser": "a GaussianMixture or a Trained network",
+    "Featured": "a Trained network",
+    "Student": "Particles or OneStep",
+    "OneStep": "OneStep or FewStep",
+}
+
+
+def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads a state whose every name matches; a growing student takes the saved shapes first."""
+    if isinstance(module, Grows):
+        module.resize({name: state[name].shape for name, _ in module.named_parameters()})
+    module.load_state_dict(state)
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, nn.Parameter(value.detach().clone(), requires_grad=False))

@@ -1,0 +1,175 @@
+"""A recipe under way in a folder: stages in order, checkpoints, and resuming to the same bits."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import nn
+
+from limbeck.engine.checkpoint import is_whole, read_state, seal, write_folder
+from limbeck.engine.loop import Run, Step
+from limbeck.engine.recipe import Make, Prior, Problem, Recipe, Stage, Trial
+from limbeck.engine.roles import load_module
+from limbeck.errors import BadFile
+
+KEPT = 2
+"""Checkpoints that stay on disk: the newest, and the one before in case the newest is damaged."""
+
+
+class Session:
+    """A recipe on a problem, in a folder: an iterable of (stage, step).
+
+    Args:
+        recipe: what to run.
+        problem: on what.
+        folder: where ``metrics.jsonl``, ``checkpoint/`` and ``stages/`` go; it need not exist.
+        seed: of everything random.
+        checkpoint_every: ticks between checkpoints; 0 writes one only when stopped.
+        say: called with one sentence when something happened that a user should know.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        problem: Problem,
+        folder: Path,
+        *,
+        seed: int = 0,
+        checkpoint_every: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.recipe, self.problem, self.folder, self.seed = recipe, problem, folder, seed
+        self.checkpoint_every, self.say = checkpoint_every, say
+        self.prior = Prior(folder / "stages")
+        self.stopping = False
+        self._index, self._state = self._latest()
+        self.run = self._open(self._index)  # the first stage is checked before anything is written
+
+    def _latest(self) -> tuple[int, dict[str, Any] | None]:
+        """The stage to go on with, and its state if there is a whole checkpoint of it."""
+        index = next((i for i, s in enumerate(self.recipe.stages) if not self._done(s)), len(self.recipe.stages))
+        for stage in self.recipe.stages[:index]:
+            self._recall(stage)
+        for path in sorted((self.folder / "checkpoint").glob("[0-9]*"), reverse=True):
+            if not is_whole(path):
+                self.say(f"checkpoint {path.name} is damaged; the one before it is used.")
+            elif int(path.name.split("-")[0]) == index:
+                return index, read_state(path)
+        return index, None
+
+    def _done(self, stage: Stage | Make) -> bool:
+        return is_whole(self.prior.folder(stage.name))
+
+    def _recall(self, stage: Stage | Make) -> None:
+        if isinstance(stage, Stage):
+            run = stage.start(self.problem, self.prior, self.seed)
+            load_module(run.student, read_state(self.prior.folder(stage.name)))
+            self.prior.students[stage.name] = run.student
+
+    def _open(self, index: int) -> Run | None:
+        if index == len(self.recipe.stages) or isinstance(stage := self.recipe.stages[index], Make):
+            return None
+        run = stage.start(self.problem, self.prior, self.seed)
+        if self._state is not None:
+            run.load_state_dict(self._state)
+            self._state = None
+        return run
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(stage, ticks done in it)."""
+        return self._index, self.run.i if self.run else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return self._index == len(self.recipe.stages)
+
+    @property
+    def trial(self) -> Trial:
+        """The finished result."""
+        return Trial(self.recipe, self.problem, self.student, self.prior, self.seed)
+
+    @property
+    def student(self) -> nn.Module:
+        """The result of the last stage."""
+        return self.prior.student(self.recipe.stages[-1].name)
+
+    def __iter__(self) -> Iterator[tuple[Stage, Step]]:
+        """Runs to the end, or until ``stopping`` is set; then a checkpoint is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._metrics() as metrics:
+            while self._index < len(self.recipe.stages):
+                stage = self.recipe.stages[self._index]
+                if isinstance(stage, Make):
+                    self._make(stage)
+                else:
+                    self.run = self.run or self._open(self._index)
+                    assert self.run is not None
+                    for step in self.run:
+                        record = {"stage": stage.name, "i": step.i, "losses": step.losses, "norms": step.norms}
+                        metrics.write(json.dumps({**record, "skipped": step.skipped}) + "\n")
+                        yield stage, step
+                        due = self.checkpoint_every and step.i % self.checkpoint_every == 0
+                        if (due or self.stopping) and step.i < self.run.steps:
+                            metrics.flush()
+                            self.checkpoint()
+                        if self.stopping:
+                            return
+                    self._finish(stage, self.run)
+                self._index, self.run = self._index + 1, None
+
+    def _make(self, stage: Make) -> None:
+        folder = self.prior.folder(stage.name)
+        partial = folder.with_name(f".{stage.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        stage.make(self.problem, self.prior, partial, self.seed)
+        seal(partial)
+        os.replace(partial, folder)
+
+    def _finish(self, stage: Stage, run: Run) -> None:
+        write_folder(self.prior.folder(stage.name), state=run.student.state_dict())
+        self.prior.students[stage.name] = run.student
+
+    def checkpoint(self) -> None:
+        """Writes the state of the stage under way, and removes all checkpoints but the newest few."""
+        assert self.run is not None
+        where = self.folder / "checkpoint"
+        write_folder(where / f"{self._index:02d}-{self.run.i:08d}", state=self.run.state_dict())
+        for old in sorted(where.glob("[0-9]*"))[:-KEPT]:
+            shutil.rmtree(old)
+
+    def _metrics(self) -> TextIO:
+        """metrics.jsonl, cut back to what happened before the checkpoint that we go on from."""
+        path = self.folder / "metrics.jsonl"
+        names = [stage.name for stage in self.recipe.stages]
+        kept: list[str] = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                    place = names.index(record["stage"]), int(record["i"])
+                except (ValueError, KeyError):
+                    break
+                if place > self.position:
+                    break
+                kept.append(line)
+        try:
+            path.write_text("".join(f"{line}\n" for line in kept))
+            return path.open("a")
+        except OSError as error:
+            raise BadFile(f"{path} could not be written: {error}.") from error
+
+
+def run_recipe(recipe: Recipe, problem: Problem, *, seed: int = 0) -> Trial:
+    """Runs a recipe to its end without keeping files; what claims are judged on."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(recipe, problem, Path(folder), seed=seed)
+        for _ in session:
+            pass
+        return session.trial

@@ -1,0 +1,202 @@
+"""The settings of a recipe by dotted path: listed, overridden with types checked, and read back from a run."""
+
+import ast
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from limbeck.engine.objective import Objective, Scaled, Sum
+from limbeck.engine.recipe import Make, Recipe, Stage
+from limbeck.errors import BadSetting
+
+Simple = bool | int | float | str | None | tuple[Any, ...]
+_HIDDEN = {"name", "student", "teacher", "data", "paper", "claim"}
+
+
+def settings(part: Any) -> dict[str, Any]:
+    """Every setting below a recipe, stage or objective by dotted path, in order.
+
+    >>> from limbeck import SDS
+    >>> settings(SDS())
+    {'times': Uniform(lo=0.02, hi=0.98), 'times.lo': 0.02, 'times.hi': 0.98, 'guidance': None}
+    """
+    found: dict[str, Any] = {}
+    for name, (value, kind) in _children(part).items():
+        if kind is not None and not isinstance(value, Sum | Scaled):
+            found[name] = value
+        found |= {f"{name}.{path}": inner for path, inner in settings(value).items()}
+    return found
+
+
+def plain(part: Any) -> dict[str, Simple]:
+    """The shortest set of settings that fixes all others, with parts as text; what ``recipe.json`` holds."""
+    found: dict[str, Simple] = {}
+    for path, value in settings(part).items():
+        if isinstance(value, Objective) or any(path.startswith(f"{above}.") for above in found):
+            continue
+        found[path] = repr(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
+def override(part: Any, values: Mapping[str, Any]) -> Any:
+    """A copy with other settings. A path may leave out levels: it then means all settings of that name, if equal.
+
+    Args:
+        part: a recipe, stage or objective.
+        values: by path; text is read as a number, None, a tuple, or a part such as ``Uniform(lo=0.1)``.
+
+    Raises:
+        BadSetting: a path that does not exist or is ambiguous, a value of the wrong type or out of range.
+
+    >>> from limbeck import DMD, GAN
+    >>> override(DMD() + 0.1 * GAN(critic_steps=5), {"critic-steps": "3"}).parts[0].critic_steps
+    3
+    >>> override(DMD(), {"critic-stepz": 3})
+    Traceback (most recent call last):
+    limbeck.errors.BadSetting: there is no setting 'critic-stepz'; did you mean critic_steps?
+    """
+    for path, value in values.items():
+        for full in find(settings(part), path):
+            part = _put(part, full.split("."), value, full)
+    return part
+
+
+def find(known: Mapping[str, Any], path: str) -> list[str]:
+    """The full paths that a path means."""
+    wanted = path.replace("-", "_").split(".")
+    exact = ".".join(wanted)
+    if exact in known:
+        return [exact]
+    matches = [full for full in known if _abbreviates(wanted, full.split("."))]
+    if not matches:
+        endings = {".".join(full.split(".")[i:]): None for full in known for i in range(full.count(".") + 1)}
+        close = difflib.get_close_matches(exact, endings, 1, 0.5)
+        raise BadSetting(f"there is no setting {path!r}" + (f"; did you mean {close[0]}?" if close else "."))
+    if len({repr(known[full]) for full in matches}) > 1:
+        options = ", ".join(f"{full} = {known[full]}" for full in matches)
+        raise BadSetting(f"{path!r} could mean several settings: {options}.")
+    return matches
+
+
+def _abbreviates(short: list[str], full: list[str]) -> bool:
+    rest = iter(full)
+    return short[-1] == full[-1] and all(any(name == level for level in rest) for name in short)
+
+
+def _children(part: Any) -> dict[str, tuple[Any, Any]]:
+    """(value, annotation) of each setting directly below a part; annotation None where only its own parts are set."""
+    if isinstance(part, Recipe):
+        stages = [stage for stage in part.stages if isinstance(stage, Stage)]
+        return _children(stages[0]) if len(stages) == 1 else {stage.name: (stage, None) for stage in stages}
+    if isinstance(part, Mapping):
+        return {name: (value, type(value).__mro__[1]) for name, value in part.items()}
+    if isinstance(part, Sum):
+        return {name: (inner, None) for name, inner in zip(_labels(part), part.parts, strict=True)}
+    if isinstance(part, Scaled):
+        return {**_children(part.objective), "weight": (part.weight, get_type_hints(Scaled)["weight"])}
+    if not dataclasses.is_dataclass(part):
+        return {}
+    hints = get_type_hints(type(part))
+    fields = [f.name for f in dataclasses.fields(part) if not (f.name in _HIDDEN and isinstance(part, Stage | Make))]
+    kinds = {name: None if isinstance(getattr(part, name), Mapping | Objective) else hints[name] for name in fields}
+    return {name: (getattr(part, name), kinds[name]) for name in fields}
+
+
+def _labels(part: Sum) -> list[str]:
+    names = [type(p.objective if isinstance(p, Scaled) else p).__name__.lower() for p in part.parts]
+    return [name + (str(names[:i].count(name) + 1) if name in names[:i] else "") for i, name in enumerate(names)]
+
+
+def _put(part: Any, path: list[str], value: Any, full: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(part, Recipe):
+        stages = [stage for stage in part.stages if isinstance(stage, Stage)]
+        chosen = stages[0] if len(stages) == 1 else next(stage for stage in stages if stage.name == name)
+        changed = _put(chosen, path if len(stages) == 1 else rest, value, full)
+        return dataclasses.replace(part, stages=tuple(changed if s is chosen else s for s in part.stages))
+    if isinstance(part, Scaled) and name != "weight":
+        return dataclasses.replace(part, objective=_put(part.objective, path, value, full))
+    if isinstance(part, Sum):
+        parts = zip(_labels(part), part.parts, strict=True)
+        return Sum(parts=tuple(_put(p, rest, value, full) if label == name else p for label, p in parts))
+    inner, kind = _children(part)[name]
+    new = _put(inner, rest, value, full) if rest else parse(value, kind, full)
+    return {**part, name: new} if isinstance(part, Mapping) else dataclasses.replace(part, **{name: new})
+
+
+def parse(value: Any, kind: Any, path: str) -> Any:
+    """A value of the annotated kind, from text or as it is.
+
+    >>> parse("1e-4", float, "lr"), parse("none", float | None, "clip"), parse("3", tuple[int, ...] | int, "n")
+    (0.0001, None, 3)
+    >>> parse("many", int, "steps")
+    Traceback (most recent call last):
+    limbeck.errors.BadSetting: steps must be int, got 'many'.
+    """
+    read = _read(value, path) if isinstance(value, str) else value
+    for candidate in (read, value):
+        fitted = _fit(candidate, kind)
+        if fitted is not _UNFIT:
+            return fitted
+    wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
+    raise BadSetting(f"{path} must be {str(wanted).replace('limbeck.', '')}, got {value!r}.")
+
+
+_UNFIT = object()
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """The value if it is of the kind, an int widened to float where one is wanted; else _UNFIT."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is Literal:
+        return value if value in args else _UNFIT
+    if origin in (Union, types.UnionType):
+        return next((v for v in (_fit(value, arg) for arg in args) if v is not _UNFIT), _UNFIT)
+    if origin is tuple and isinstance(value, tuple | list):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        items = [_fit(v, a) for v, a in zip(value, inner, strict=False)]
+        return _UNFIT if _UNFIT in items or len(inner) != len(value) else tuple(items)
+    if kind is None or kind is type(None):
+        return None if value is None else _UNFIT
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return value if fits else _UNFIT
+
+
+def _read(text: str, path: str) -> Any:
+    """A literal, none/true/false in any case, or a part written as a call with keywords; other text as it is."""
+    if (word := text.strip().lower()) in _WORDS:
+        return _WORDS[word]
+    try:
+        tree = ast.parse(text, mode="eval").body
+        return _value(tree, path)
+    except (SyntaxError, ValueError):
+        return text
+
+
+_WORDS = {"none": None, "true": True, "false": False}
+
+
+def _value(node: ast.expr, path: str) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        import limbeck
+
+        kind = getattr(limbeck, node.func.id, None)
+        if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
+            raise BadSetting(f"{path}: there is no part {node.func.id}.")
+        values = {
+            str(k.arg): parse(_value(k.value, path), get_type_hints(kind).get(str(k.arg), Any), str(k.arg))
+            for k in node.keywords
+        }
+        names = {f.name for f in dataclasses.fields(kind)}
+        if unknown := [name for name in values if name not in names]:
+            raise BadSetting(f"{path}: {node.func.id} has no setting {unknown[0]!r}, only {', '.join(sorted(names))}.")
+        return kind(**values)
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_value(item, path) for item in node.elts)
+    return ast.literal_eval(node)

@@ -1,0 +1,177 @@
+"""From names and files to recipes, problems and finished runs."""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from limbeck import catalogue
+from limbeck.engine.recipe import Recipe, Stage
+from limbeck.engine.run import Session
+from limbeck.engine.settings import override, parse, plain, settings
+from limbeck.errors import BadFile, BadSetting, Incompatible
+from limbeck.problems.problem import Problem
+
+
+def load_problem(name: str) -> Problem:
+    """A built-in problem by name, or the one that a user's file makes with its function ``problem()``.
+
+    Raises:
+        BadSetting, BadFile: no such problem, or a file that makes none.
+
+    >>> load_problem("mixture2d").name
+    'mixture2d'
+    """
+    path = catalogue.find_problem(name)
+    problem = _function(path, "problem")()
+    if not isinstance(problem, Problem):
+        raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")
+    return problem
+
+
+def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = None) -> Recipe:
+    """A system's recipe on a problem, or a user's own, with other settings.
+
+    Args:
+        name: a system's id, or a path to a Python file with a function ``recipe(problem, …) -> Recipe``.
+        problem: what to distil on.
+        values: arguments of the recipe's function, and settings by path.
+
+    Raises:
+        BadSetting, BadFile, Incompatible: no such recipe or setting, or a problem of the wrong kind.
+
+    >>> load_recipe("dmd2", load_problem("mixture2d"), {"steps": "20"}).stages[0].steps
+    20
+    """
+    path = catalogue.find_recipe(name)
+    make = _function(path, "recipe")
+    hints = get_type_hints(make)
+    kind = hints.get("problem", Problem)
+    if not isinstance(problem, kind):
+        fits = [other for other in catalogue.problems() if isinstance(load_problem(other), kind)]
+        got = f"{problem.name} (a {type(problem).__mro__[1].__name__} problem)"
+        raise Incompatible(name, need=f"a {kind.__name__} problem", got=got, fit=" or ".join(fits) or None)
+    parameters = [p for p in inspect.signature(make).parameters if p != "problem"]
+    own, others = {}, {}
+    for key, value in (values or {}).items():
+        plain_key = key.replace("-", "_")
+        if plain_key in parameters:
+            own[plain_key] = parse(value, hints.get(plain_key, Any), plain_key)
+        else:
+            others[key] = value
+    return override(make(problem, **own), others)
+
+
+def default_problem(name: str) -> Problem:
+    """The problem that a system's claim is measured on."""
+    kind = get_type_hints(_function(catalogue.find_recipe(name), "recipe")).get("problem", Problem)
+    for other in catalogue.problems():
+        if isinstance(problem := load_problem(other), kind):
+            on = load_recipe(name, problem).claim.on
+            return problem if on == other else load_problem(on)
+    raise Incompatible(name, need=f"a {kind.__name__} problem", got="none that is built in")
+
+
+def _function(path: Path, name: str) -> Callable[..., Any]:
+    function = getattr(_module(path), name, None)
+    if not callable(function):
+        raise BadFile(f"{path} has no function {name}().")
+    return function
+
+
+def _module(path: Path) -> ModuleType:
+    if path.is_relative_to(catalogue.PACKAGE):
+        return importlib.import_module(".".join(path.relative_to(catalogue.PACKAGE.parent).with_suffix("").parts))
+    spec = importlib.util.spec_from_file_location(f"_limbeck_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file does wrong
+        raise BadFile(f"{path} could not be run: {type(error).__name__}: {error}.") from error
+    return module
+
+
+def sources_of(name: str, recipe: Recipe) -> list[str]:
+    """The files that a recipe is made of: its own, and those of its objectives and students."""
+    found = {catalogue.find_recipe(name)}
+
+    def visit(part: Any) -> None:
+        module = sys.modules.get(getattr(part, "__module__", "") or type(part).__module__)
+        file = getattr(module, "__file__", None)
+        if file and {"objectives", "students"} & set(Path(file).parts):
+            found.add(Path(file))
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            for field in dataclasses.fields(part):
+                value = getattr(part, field.name)
+                for inner in value if isinstance(value, tuple) else (value,):
+                    if dataclasses.is_dataclass(inner) or callable(inner):
+                        visit(inner)
+
+    for stage in recipe.stages:
+        visit(stage)
+        if isinstance(stage, Stage):
+            visit(getattr(stage.student, "__self__", stage.student))
+    return sorted(str(path.relative_to(catalogue.PACKAGE)) for path in found if path.is_relative_to(catalogue.PACKAGE))
+
+
+def describe(system: str, problem: str, seed: int, recipe: Recipe, threads: int) -> dict[str, Any]:
+    """What ``recipe.json`` holds: enough to run it again."""
+    from limbeck import __version__
+
+    where = {"system": _portable(system), "problem": _portable(problem), "seed": seed}
+    return {"limbeck": __version__, **where, "threads": threads, "settings": plain(recipe)}
+
+
+def _portable(name: str) -> str:
+    return str(Path(name).resolve()) if name.endswith(".py") or "/" in name else name
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """A ``recipe.json``, checked.
+
+    Raises:
+        BadFile: missing, damaged, or not one.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadFile(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path} is not a readable recipe: {error}.") from None
+    wanted = {"system": str, "problem": str, "seed": int, "threads": int, "settings": dict}
+    if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in wanted.items()):
+        raise BadFile(f"{path} is not a recipe: it needs {', '.join(wanted)}.")
+    return record
+
+
+def rebuild(record: Mapping[str, Any]) -> tuple[Recipe, Problem]:
+    """The recipe and problem that a ``recipe.json`` describes."""
+    problem = load_problem(record["problem"])
+    recipe = load_recipe(record["system"], problem)
+    if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
+        raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
+    return override(recipe, record["settings"]), problem
+
+
+def load_run(folder: Path) -> Session:
+    """A finished run.
+
+    Raises:
+        BadFile: no run, or one that has not finished.
+    """
+    if not folder.is_dir():
+        raise BadFile(f"{folder} is not a run's folder.")
+    record = read_description(folder / "recipe.json")
+    recipe, problem = rebuild(record)
+    session = Session(recipe, problem, folder, seed=record["seed"])
+    if not session.finished:
+        raise BadFile(f"{folder} has not finished; go on with `limbeck distill ... --out {folder} --resume`.")
+    return session

@@ -1,0 +1,114 @@
+"""What to distil on: a teacher, data if there are any, conditions, a student network, and how to judge a result."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.diffusion import Denoiser, Karras, Times, heun, sample
+from limbeck.engine.data import Dataset, Source
+from limbeck.rng import Rng
+from limbeck.tree import Tree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Problem(ABC):
+    """Something to distil on. Subclasses say what kind it is; a recipe's signature says which kind it needs."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def teacher(self) -> nn.Module:
+        """What knows."""
+
+    @property
+    @abstractmethod
+    def source(self) -> Source | None:
+        """Training batches."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A trainable network for students."""
+
+
+class Generative(Problem):
+    """A diffusion teacher whose samples can be judged.
+
+    Attributes:
+        shape: of one sample.
+        times: noise levels of the teacher's sampler.
+        steps: of the teacher's sampler; Heun, so 2·steps − 1 passes.
+    """
+
+    shape: tuple[int, ...]
+    times: Times = Karras()
+    steps: int = 18
+
+    @property
+    @abstractmethod
+    def teacher(self) -> Denoiser: ...
+
+    def network(self) -> Denoiser:
+        return self.teacher.clone(trainable=True)
+
+    @abstractmethod
+    def conditions(self, n: int, rng: Rng) -> Tree:
+        """n conditions as they occur in the data."""
+
+    @abstractmethod
+    def reference(self) -> Tensor:
+        """Real samples that results are compared with, [N, …]."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Where distances are measured, [B, F]; by default the samples themselves."""
+        return x.flatten(1)
+
+    @abstractmethod
+    def agrees(self, x: Tensor, cond: Tree) -> Tensor:
+        """Whether each sample is what its condition asks for, boolean [B]."""
+
+    @torch.no_grad()
+    def teacher_sample(self, noise: Tensor, cond: Tree) -> Tensor:
+        """The teacher's own samples by its full sampler, [B, …]."""
+        return sample(heun(self.teacher, noise, self.times.grid(self.steps, self.teacher.process), cond))
+
+    shown: int = 100
+    """How many samples a picture has."""
+
+    def display(self, n: int) -> Tree:
+        """The conditions of a picture's samples."""
+        return self.conditions(n, Rng(("display",)))
+
+    @abstractmethod
+    def show(self, axes: "Axes", x: Tensor, cond: Tree) -> None:
+        """Draws samples into matplotlib axes."""
+
+    @property
+    def nfe(self) -> int:
+        """Passes of the teacher's full sampler."""
+        return 2 * self.steps - 1
+
+
+class Classification(Problem):
+    """A classifier as the teacher, labelled data, and held-out data to judge on."""
+
+    classes: int
+    train: tuple[Tensor, Tensor]
+    heldout: tuple[Tensor, Tensor]
+
+    @cached_property
+    def source(self) -> Source:
+        return Dataset(x=self.train[0], y=self.train[1])
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> float:
+        """Share of held-out examples that the model gets right."""
+        was = model.training
+        right = model.eval()(self.heldout[0]).argmax(1) == self.heldout[1]
+        model.train(was)
+        return right.double().mean().item()

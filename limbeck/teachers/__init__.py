@@ -1,0 +1,7 @@
+"""What knows: exact teachers, trained networks."""
+
+from limbeck.teachers.dataset import ExactDataset
+from limbeck.teachers.mixture import GaussianMixture
+from limbeck.teachers.trained import Trained, denoising_weight, read_tensors
+
+__all__ = ["ExactDataset", "GaussianMixture", "Trained", "denoising_weight", "read_tensors"]
