@@ -9,18 +9,19 @@
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from limbeck.diffusion import *
-    from limbeck.engine import *
-    from limbeck.errors import *
-    from limbeck.objectives import *
-    from limbeck.rng import Rng
-    from limbeck.students import *
-    from limbeck.teachers import *
+    from limbeck.diffusion import *  # noqa: F403
+    from limbeck.engine import *  # noqa: F403
+    from limbeck.errors import *  # noqa: F403
+    from limbeck.objectives import *  # noqa: F403
+    from limbeck.rng import Rng as Rng
+    from limbeck.students import *  # noqa: F403
+    from limbeck.teachers import *  # noqa: F403
 
 _ROOMS = ("diffusion", "engine", "teachers", "students", "objectives", "errors", "rng")
 
@@ -28,6 +29,8 @@ _ROOMS = ("diffusion", "engine", "teachers", "students", "objectives", "errors",
 def __getattr__(name: str) -> Any:
     """Public names load their room on first use, so that ``limbeck --help`` never imports torch."""
     if not name.startswith("_"):
+        if importlib.util.find_spec(f"limbeck.{name}"):
+            return importlib.import_module(f"limbeck.{name}")
         for room in _ROOMS:
             module = importlib.import_module(f"limbeck.{room}")
             if name in getattr(module, "__all__", vars(module)):

@@ -73,7 +73,7 @@ def find(name: str) -> System:
 
     >>> find("dmd3")
     Traceback (most recent call last):
-    limbeck.errors.BadSetting: there is no system 'dmd3'; did you mean dmd2?
+    limbeck.errors.BadSetting: there is no system 'dmd3'; did you mean dmdr or dmd2?
     """
     known = {system.id: system for system in systems()}
     if name in known:
@@ -142,8 +142,14 @@ def _own(name: str, what: str, known: Iterable[str]) -> Path:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    close = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}." if len(known) < 12 else "."
+    close = difflib.get_close_matches(name, known, 3, 0.6)
+    return (
+        f"; did you mean {' or '.join(close)}?"
+        if close
+        else f"; there are {', '.join(known)}."
+        if len(known) < 12
+        else "."
+    )
 
 
 def digest(sources: Iterable[str]) -> str:

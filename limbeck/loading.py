@@ -29,7 +29,7 @@ def load_problem(name: str) -> Problem:
     'mixture2d'
     """
     path = catalogue.find_problem(name)
-    problem = _function(path, "problem")()
+    problem = function(path, "problem")()
     if not isinstance(problem, Problem):
         raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")
     return problem
@@ -50,7 +50,7 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
     20
     """
     path = catalogue.find_recipe(name)
-    make = _function(path, "recipe")
+    make = function(path, "recipe")
     hints = get_type_hints(make)
     kind = hints.get("problem", Problem)
     if not isinstance(problem, kind):
@@ -70,7 +70,7 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
 
 def default_problem(name: str) -> Problem:
     """The problem that a system's claim is measured on."""
-    kind = get_type_hints(_function(catalogue.find_recipe(name), "recipe")).get("problem", Problem)
+    kind = get_type_hints(function(catalogue.find_recipe(name), "recipe")).get("problem", Problem)
     for other in catalogue.problems():
         if isinstance(problem := load_problem(other), kind):
             on = load_recipe(name, problem).claim.on
@@ -78,7 +78,8 @@ def default_problem(name: str) -> Problem:
     raise Incompatible(name, need=f"a {kind.__name__} problem", got="none that is built in")
 
 
-def _function(path: Path, name: str) -> Callable[..., Any]:
+def function(path: Path, name: str) -> Callable[..., Any]:
+    """A function of a recipe's or problem's file."""
     function = getattr(_module(path), name, None)
     if not callable(function):
         raise BadFile(f"{path} has no function {name}().")

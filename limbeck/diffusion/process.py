@@ -192,7 +192,7 @@ class RectifiedFlow(Process):
         return -torch.ones_like(t), torch.ones_like(t)
 
     def at_ratio(self, ratio: Tensor) -> Tensor:
-        return ratio / (1 + ratio)
+        return 1 / (1 + 1 / ratio)  # 1 at an infinite ratio, where r / (1 + r) is NaN
 
 
 @dataclass(frozen=True)

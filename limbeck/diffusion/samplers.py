@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def euler(denoiser: Denoiser, noise: Tensor, times: Tensor, cond: Tree = None) -
     torch.Size([1, 1])
     """
     process, x = denoiser.process, start(noise, times, denoiser.process)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         levels = t.expand(len(x))
         x0 = denoiser.denoise(x, levels, cond)
         x = x0 if s == 0 else process.add_noise(x0, process.convert(x0, x, levels, "x0", "eps"), s.expand(len(x)))
@@ -66,7 +67,7 @@ def heun(denoiser: Denoiser, noise: Tensor, times: Tensor, cond: Tree = None) ->
     [2, 4, 5]
     """
     x = start(noise, times, denoiser.process)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         if s == 0:
             x0 = x = denoiser.denoise(x, t.expand(len(x)), cond)
         else:
@@ -104,7 +105,7 @@ def few_step(
     tensor([[1.]])
     """
     process, x = denoiser.process, start(noise, times, denoiser.process)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         x0 = x = denoiser.denoise(x, t.expand(len(x)), cond)
         if s > 0:
             rng = rng or Rng(0)

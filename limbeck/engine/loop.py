@@ -63,7 +63,7 @@ def distill(
 
     Args:
         teacher: what knows, or several by name, or None; frozen and put into evaluation mode.
-        student: what learns, or several by name.
+        student: what learns, or several by name, one of them ``student``.
         objective: which losses train whom.
         data: where batches come from; a tensor [N, …] is a data set of samples x.
         steps: number of ticks.
@@ -130,7 +130,7 @@ class Run:
         self.terms = ordered(objective.terms(cast))
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         self._refuse_coupled()
-        if not any(set(term.roles) & set(cast.students) for term in self.terms):
+        if not any(set(term.roles) & set(cast.students) and term.weight != 0 for term in self.terms):
             raise Incompatible("a run", need="a loss that trains the student", got="none of weight above 0")
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
@@ -147,8 +147,8 @@ class Run:
 
     @property
     def student(self) -> nn.Module:
-        """The result so far: the moving average of the first student where there is one."""
-        return self.result(next(iter(self.cast.students)))
+        """The result so far: the moving average of the student where there is one."""
+        return self.result("student")
 
     def result(self, name: str) -> nn.Module:
         """The result so far of the student of this name."""
@@ -178,8 +178,6 @@ class Run:
         losses, values = books.means(), torch.stack([*norms.values()]).tolist() if norms else []
         norm = dict(zip(norms, values, strict=True))
         skipped = tuple(name for name in roles if not self._finite(name, norm, due, losses))
-        if last is not None:
-            last.grads = {n: p.grad for n, p in self._first().params.items() if p.grad is not None}
         self._update([name for name in roles if name not in skipped], norm, progress, last)
         self.i += 1
         return Step(self.i, losses, norm, skipped, time.perf_counter() - began)
@@ -188,9 +186,6 @@ class Run:
         size = self.batch // (self.accumulate * self.world)
         first = (self.rank * self.accumulate + k) * size
         return Place(self.seed, self.i, progress, slice(first, first + size), self.batch, self.device)
-
-    def _first(self) -> Role:
-        return self.cast.roles[next(iter(self.cast.students))]
 
     def _finite(self, name: str, norms: Mapping[str, float], due: Sequence[Term], losses: Mapping[str, float]) -> bool:
         values = [norms[name], *(losses[term.name] for term in due if name in term.roles)]
@@ -211,19 +206,21 @@ class Run:
         for target in self.cast.targets.values():
             if target.role.name in names:
                 target.follow()
+        for name in names:
+            self._regrow(self.cast.roles[name], tick)
         for role in self.cast.roles.values():
             for p in role.params.values():
                 p.grad = None
-        for name in names:
-            self._regrow(name, tick)
 
-    def _regrow(self, name: str, tick: Tick | None) -> None:
-        module = self.cast.roles[name].module
-        if tick is None or not isinstance(module, Grows) or not (rows := module.regrow(tick)):
+    def _regrow(self, role: Role, tick: Tick | None) -> None:
+        if tick is None or not isinstance(role.module, Grows):
             return
-        self.cast.roles[name].regrow(rows)
+        tick.grads = {name: p.grad for name, p in role.params.items() if p.grad is not None}
+        if not (rows := role.module.regrow(tick)):
+            return
+        role.regrow(rows)
         for target in self.cast.targets.values():
-            if target.role.name == name:
+            if target.role is role:
                 target.regrow(rows)
 
     def context(self) -> AbstractContextManager[Any]:
@@ -259,7 +256,7 @@ class Books:
         for term in self.due:
             tick.trains = term.roles
             with self.run.cast.training(term.roles):
-                with tick.seeded(term.name), self.run.context():
+                with tick.seeded(term.stem), self.run.context():
                     loss = term.loss(tick)
                 self._backward(term, loss, tick)
         self._through(tick)
@@ -277,7 +274,7 @@ class Books:
             raise Incompatible(term.name, need=f"a loss that depends on {' and '.join(term.roles)}", got=got)
         total = total * value_at(term.weight, tick.progress)
         if loss.weight is None or self.parts == 1:
-            (total / (count if loss.weight is not None else max(1, value.numel() * self.parts))).backward()
+            (total / (_divisor(count) if loss.weight is not None else value.numel() * self.parts)).backward()
         else:
             self._keep_apart(term.name, total, tick)
 
@@ -307,7 +304,7 @@ class Books:
         """Sums over micro-batches and ranks; afterwards ``.grad`` is the tick's gradient. Returns norms by role."""
         cast = self.run.cast
         for name, own in self.apart.items():
-            count = _all_sum(torch.stack(self.counts[name]).sum())
+            count = _divisor(_all_sum(torch.stack(self.counts[name]).sum()))
             for p, grad in own.items():
                 p.grad = grad / count if p.grad is None else p.grad + grad / count
         if self.run.world > 1:
@@ -332,14 +329,19 @@ def ordered(terms: Sequence[Term]) -> tuple[Term, ...]:
     for term in sorted(unique.values(), key=lambda term: (term.name, repr(term.of), repr(term.weight))):
         name = term.name
         while name in result:
-            stem, _, number = name.partition("#")
-            name = f"{stem}#{int(number or 1) + 1}"
+            number = name.partition("#")[2]
+            name = f"{term.stem}#{int(number or 1) + 1}"
         result[name] = replace(term, name=name)
     return tuple(result[name] for name in result)
 
 
 def _grads(params: Mapping[str, Tensor]) -> list[Tensor]:
     return [p.grad for p in params.values() if p.grad is not None]
+
+
+def _divisor(count: Tensor) -> Tensor:
+    """A sum of weights; 1 where no example has any, so that nothing is learned then."""
+    return torch.where(count > 0, count, 1)
 
 
 def _all_sum(x: Tensor) -> Tensor:

@@ -52,10 +52,18 @@ class Term:
     coupled: bool = False
     of: object = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        in_range("every", self.every, 1)
+
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles it trains, as a tuple."""
         return (self.trains,) if isinstance(self.trains, str) else self.trains
+
+    @property
+    def stem(self) -> str:
+        """Its name without the number that tells it from others of that name."""
+        return self.name.partition("#")[0]
 
     def due(self, i: int, progress: float) -> bool:
         """Whether it is due at tick i, counted from 0: at the end of each period, and unless its weight is zero."""
@@ -68,7 +76,7 @@ class Objective(ABC):
     Objectives add (``Consistency() + 0.3 * DMD()``), and a factor scales the losses of students only.
     """
 
-    def check(self, cast: "Cast") -> None:
+    def check(self, cast: "Cast") -> None:  # noqa: B027, most objectives fit whatever their roles accept
         """Raises `Incompatible` if these parts cannot work together; called before step 0."""
 
     @abstractmethod

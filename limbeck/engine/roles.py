@@ -116,7 +116,7 @@ class Cast:
 
     Args:
         teachers: frozen modules by name; the first is the ``teacher``.
-        students: trained modules by name; the first is the ``student``.
+        students: trained modules by name, one of them ``student``.
         optim: how each role learns; ``"default"`` is for those not named.
         fields: what the data brings with each batch.
         seed: names that seed the initialisation of roles.
@@ -133,6 +133,9 @@ class Cast:
         self.teachers, self.fields, self._optim, self._seed = dict(teachers), fields, optim, seed
         for teacher in self.teachers.values():
             teacher.requires_grad_(False).eval()
+        if "student" not in students:
+            got = " and ".join(map(repr, students)) or "none"
+            raise Incompatible("a run", need="one of its students named 'student'", got=got)
         self.roles: dict[str, Role] = {}
         self.targets: dict[str, Target] = {}
         self.kept: dict[str, Tensor | nn.Module] = {}
@@ -147,11 +150,11 @@ class Cast:
 
     @property
     def student(self) -> nn.Module:
-        """The first student."""
-        return next(iter(self.students.values()))
+        """The student of that name."""
+        return self.students["student"]
 
     def module(self, who: str) -> nn.Module:
-        """The module behind a name: a teacher, a role, or the teacher or student that is first."""
+        """The module behind a name: a role, a teacher, or the teacher that is first."""
         if who in self.roles:
             return self.roles[who].module
         return self.teachers[who] if who in self.teachers else getattr(self, who)
@@ -162,6 +165,14 @@ class Cast:
         if not isinstance(module, kind):
             need, got = f"a {who} that is a {kind.__name__}", f"a {type(module).__name__}"
             raise Incompatible(type(by).__name__, need=need, got=got, fit=_EXAMPLES.get(kind.__name__))
+        return module
+
+    def need_network(self, who: str, by: object) -> nn.Module:
+        """The module behind a name if it maps inputs to outputs by a call; else raises `Incompatible`."""
+        module = self.module(who)
+        if type(module).forward is nn.Module.forward:
+            need, got = f"a {who} that maps inputs to outputs", f"a {type(module).__name__}"
+            raise Incompatible(type(by).__name__, need=need, got=got, fit="a classifier")
         return module
 
     def need_fields(self, *names: str, by: object) -> None:
@@ -184,6 +195,9 @@ class Cast:
             return self.roles[name]
         with seeded(*self._seed, "init", name):
             module = make()
+        if not any(p.requires_grad for p in module.parameters()):
+            need, got = "parameters to train", f"a {type(module).__name__} without any"
+            raise Incompatible(f"the role {name!r}", need=need, got=got, fit="a clone of a Trained network")
         role = Role(name, module.train(), self._optim.get(name) or self._optim.get("default") or Adam(), spec)
         for other in self.roles.values():
             if shared := {id(p) for p in role.params.values()} & {id(p) for p in other.params.values()}:

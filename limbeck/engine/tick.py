@@ -70,7 +70,7 @@ class Tick:
         progress: i over the number of steps, in [0, 1).
         batch: this micro-batch of the data.
         cast: who takes part.
-        grads: after the tick's losses, gradients by parameter name of the student, for students that grow.
+        grads: for a student that grows, its gradients by parameter name after the tick's losses.
     """
 
     def __init__(self, cast: Cast, place: Place, batch: Batch, due: frozenset[str]):
@@ -119,7 +119,9 @@ class Tick:
         if key not in self._noised:
             self._noised[key] = self.at(self._clean(of), times, key)
         seen = self._noised[key]
-        return seen if of in self.trains else seen.detached()
+        if of not in self.trains:
+            return seen.detached()
+        return replace(seen, x_t=seen.process.add_noise(seen.x, seen.eps, seen.t))  # each loss frees its own graph
 
     def _clean(self, of: str) -> Draw:
         if of == "data":
@@ -165,9 +167,11 @@ class Tick:
 def same_buffers(module: nn.Module) -> Iterator[None]:
     """Inside, a pass may change the module's buffers (running statistics); after it they are as before."""
     saved = [buffer.clone() for buffer in module.buffers()]
-    yield
-    for buffer, value in zip(module.buffers(), saved, strict=True):
-        buffer.copy_(value)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(module.buffers(), saved, strict=True):
+            buffer.copy_(value)
 
 
 __all__ = ["Noised", "Place", "Tick", "same_buffers"]

@@ -52,9 +52,9 @@ def judge(sampler: Sampler, problem: Generative, *, n: int = 5000, seed: int = 0
 
 
 def fresh(problem: Generative, n: int, seed: int) -> tuple[Tensor, Tree, Rng]:
-    """Noise, conditions and a generator that no training has seen."""
+    """Noise and a generator that no training has seen, and conditions as they occur in the data."""
     rng = Rng((seed, "judge", problem.name))
-    return rng.normal(n, *problem.shape), problem.conditions(n, rng), rng
+    return rng.normal(n, *problem.shape), problem.spread(n), rng
 
 
 def student_of(student: nn.Module) -> Sampler:

@@ -103,6 +103,6 @@ class GAN(Objective):
         weight = self.feature_weight if through else 1.0
         return (
             *joined,
-            Term("discriminator", trains, discriminator, weight=weight, of=self),
+            Term("discriminator", trains, discriminator, weight=weight, key=("discriminator", self), of=self),
             Term("gan", "student", student, every=self.critic_steps, of=self),
         )

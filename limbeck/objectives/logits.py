@@ -65,7 +65,8 @@ class KD(Objective):
         in_range("alpha", self.alpha, 0, 1)
 
     def check(self, cast: Cast) -> None:
-        cast.need("teacher", nn.Module, by=self)
+        cast.need_network("teacher", by=self)
+        cast.need_network("student", by=self)
         cast.need_fields("x", *(("y",) if self.alpha < 1 else ()), by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
@@ -106,6 +107,7 @@ class CrossEntropy(Objective):
         in_range("smoothing", self.smoothing, 0, 1)
 
     def check(self, cast: Cast) -> None:
+        cast.need_network("student", by=self)
         cast.need_fields("x", "y", by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:

@@ -1,16 +1,32 @@
 """Digits: scikit-learn's 1 797 real images of handwritten digits, 8 × 8, with a small judge of samples."""
 
 import math
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.rng import Rng
+from limbeck.diffusion import LogNormal
+from limbeck.engine import EMA, Adam, Cosine, Dataset, Drawn, distill
+from limbeck.engine.data import Batch, Source
+from limbeck.objectives import CrossEntropy, Denoising
+from limbeck.problems.networks import ResidualMLP
+from limbeck.problems.problem import Generative
+from limbeck.rng import Rng, seeded
+from limbeck.teachers import Trained, read_tensors
+from limbeck.tree import Tree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TRAIN, HELDOUT = 1300, 497
+ASSETS = Path(__file__).parent / "assets"
 
 
+@lru_cache(maxsize=1)
 def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The fixed split: 1 300 images to train on and 497 held out, stratified by class.
 
@@ -111,3 +127,113 @@ class DigitFeatures(nn.Module):
         raw = self.convs(x)
         self.mean.copy_(raw.mean(0))
         self.std.copy_(raw.std(0))
+
+
+class Digits(Generative):
+    """Real digits, a class-conditional teacher of a million parameters, and a classifier's 64 features as the judge.
+
+    >>> problem = Digits()
+    >>> problem.teacher_sample(torch.randn(2, 1, 8, 8), torch.tensor([3, 7])).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    name = "digits"
+    shape = (1, 8, 8)
+
+    @cached_property
+    def teacher(self) -> Trained:
+        return blank_teacher().load(ASSETS / "digits_teacher.safetensors").requires_grad_(False).eval()
+
+    @cached_property
+    def judge(self) -> DigitFeatures:
+        """The classifier whose features and labels judge samples."""
+        return load_judge()
+
+    @cached_property
+    def source(self) -> Source:
+        x, y, _, _ = split()
+        return Dataset(x=x, cond=y)
+
+    def conditions(self, n: int, rng: Rng) -> Tree:
+        return rng.integers(n, 10)
+
+    def spread(self, n: int) -> Tree:
+        return torch.arange(n) % 10
+
+    def reference(self) -> Tensor:
+        return split()[0]
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        return self.judge.features(x)
+
+    @torch.no_grad()
+    def agrees(self, x: Tensor, cond: Tree) -> Tensor:
+        return self.judge(x).argmax(1) == cond
+
+    def show(self, axes: "Axes", x: Tensor, cond: Tree) -> None:
+        columns = 10
+        blank = x.new_full((-len(x) % columns, 8, 8), -1.0)
+        tiles = torch.cat([x[:, 0], blank]).unflatten(0, (-1, columns))
+        axes.imshow(tiles.permute(0, 2, 1, 3).flatten(0, 1).flatten(1), cmap="gray", vmin=-1, vmax=1)
+
+
+def problem() -> Digits:
+    """The problem, as the command line makes it."""
+    return Digits()
+
+
+def blank_teacher() -> Trained:
+    """The teacher's network before training."""
+    return Trained(ResidualMLP(shape=(1, 8, 8), classes=10, width=192, blocks=4, expand=2))
+
+
+def load_judge() -> DigitFeatures:
+    """The shipped classifier, frozen."""
+    judge = DigitFeatures()
+    judge.load_state_dict(read_tensors(ASSETS / "digits_features.safetensors"))
+    return judge.requires_grad_(False).eval()
+
+
+def train_judge() -> nn.Module:
+    """Trains the classifier on augmented images."""
+    x, y, _, _ = split()
+
+    def make(n: int, rng: Rng) -> Batch:
+        index = rng.integers(n, len(x))
+        return {"x": jitter(x[index], rng), "y": y[index]}
+
+    with seeded("digits", "features"):
+        judge = DigitFeatures()
+    optim = Adam(lr=3e-3, weight_decay=0.05, schedule=Cosine())
+    distill(None, judge, CrossEntropy(), Drawn(make, fields=("x", "y")), steps=1500, batch=128, optim=optim).finish()
+    judge.eval().standardise(x)
+    return judge
+
+
+def train_teacher() -> nn.Module:
+    """Trains the diffusion teacher."""
+    x, y, _, _ = split()
+    with seeded("digits", "teacher"):
+        teacher = blank_teacher()
+    optim = Adam(lr=2e-3, betas=(0.9, 0.99), schedule=Cosine(warmup=1 / 30))
+    objective = Denoising(times=LogNormal(mean=-0.8, std=1.4), drop=0.1)
+    return distill(
+        None, teacher, objective, Dataset(x=x, cond=y), steps=3000, optim=optim, ema=EMA(decay=0.998)
+    ).finish()
+
+
+def main() -> None:
+    """Trains the shipped networks again: ``python -m limbeck.problems.digits``."""
+    from safetensors.torch import save_file
+
+    ASSETS.mkdir(exist_ok=True)
+    for name, train in (("digits_features", train_judge), ("digits_teacher", train_teacher)):
+        save_file(
+            {key: value.contiguous() for key, value in train().state_dict().items()}, ASSETS / f"{name}.safetensors"
+        )
+        print(f"{name} trained")
+
+
+if __name__ == "__main__":
+    main()

@@ -80,9 +80,9 @@ class Generative(Problem):
     shown: int = 100
     """How many samples a picture has."""
 
-    def display(self, n: int) -> Tree:
-        """The conditions of a picture's samples."""
-        return self.conditions(n, Rng(("display",)))
+    def spread(self, n: int) -> Tree:
+        """n conditions, each as often as in the data; what results are judged on."""
+        return self.conditions(n, Rng(("spread",)))
 
     @abstractmethod
     def show(self, axes: "Axes", x: Tensor, cond: Tree) -> None:

@@ -12,6 +12,7 @@ from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.student import Student
 from limbeck.engine.tick import Tick
+from limbeck.errors import in_range
 from limbeck.objectives.score.critic import Critic
 
 
@@ -111,6 +112,9 @@ class VSD(Objective):
     times: Times = field(default_factory=Uniform)
     guidance: Guidance | None = None
     critic_steps: int = 1
+
+    def __post_init__(self) -> None:
+        in_range("critic_steps", self.critic_steps, 1)
 
     def check(self, cast: Cast) -> None:
         cast.need("teacher", Denoiser, by=self)

@@ -13,6 +13,7 @@ from limbeck.errors import in_range
 from limbeck.objectives.score.critic import denoising
 from limbeck.objectives.trajectory.consistency import pseudo_huber
 from limbeck.students.generator import FewStep
+from limbeck.tree import rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +86,12 @@ class Denoising(Objective):
 
         def loss(tick: Tick) -> Loss:
             seen = tick.noised(self.times, of="data")
-            x0 = student.denoise(seen.x_t, seen.t, seen.cond)
-            if seen.cond is not None and self.drop > 0:
-                dropped = tick.rng((self, "drop")).uniform(len(x0)) < self.drop
-                x0 = torch.where(dropped.reshape(-1, *[1] * (x0.dim() - 1)), student.denoise(seen.x_t, seen.t), x0)
+            dropped = tick.rng((self, "drop")).uniform(len(seen.x)) < (0 if seen.cond is None else self.drop)
+            order = dropped.long().argsort(stable=True)  # rows with their condition first
+            kept, bare = order.split([len(order) - int(dropped.sum()), int(dropped.sum())])
+            parts = [student.denoise(seen.x_t[kept], seen.t[kept], rows(seen.cond, kept))] if len(kept) else []
+            parts += [student.denoise(seen.x_t[bare], seen.t[bare])] if len(bare) else []
+            x0 = torch.cat(parts)[order.argsort()]
             return Loss(denoising(x0, seen.x, seen.t, seen.process, student.sigma_data))
 
         return (Term("denoising", "student", loss, of=self),)

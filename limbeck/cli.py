@@ -1,0 +1,215 @@
+"""The command line. Help, tables and unknown names are answered without importing torch."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from limbeck import catalogue
+from limbeck.errors import BadSetting, Diverged, LimbeckError
+
+
+@dataclass(frozen=True)
+class Systems:
+    """The table of systems: id, family, recipe or not, last evidence."""
+
+    family: Annotated[str | None, arg(help="only this family")] = None
+    json: Annotated[bool, arg(help="print a list of objects")] = False
+
+    def run(self) -> int:
+        chosen = catalogue.in_family(self.family) if self.family else catalogue.systems()
+        table = [system.row() for system in chosen]
+        if self.json:
+            print(json.dumps(table, indent=1, ensure_ascii=False))
+        else:
+            _print_systems(table)
+        return 0
+
+
+@dataclass(frozen=True)
+class Show:
+    """A system's formula, parts, paper, defaults and claim."""
+
+    system: Annotated[Positional[str], arg(help="a system's id, or a Python file with a recipe")]
+
+    def run(self) -> int:
+        catalogue.find_recipe(self.system)
+        from limbeck.commands import show
+
+        return show(self.system)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """The main job: distil a system on a problem. Any setting may follow, as in --objective.critic-steps 3."""
+
+    system: Annotated[Positional[str], arg(help="a system's id, a Python file with a recipe, or a run's recipe.json")]
+    on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
+    checkpoint_every: Annotated[int, arg(help="ticks between checkpoints; 0 writes one only when interrupted")] = 500
+    seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
+    out: Annotated[Path | None, arg(help="the run's folder; runs/SYSTEM-PROBLEM by default")] = None
+    resume: Annotated[bool, arg(help="go on with the run in the folder")] = False
+
+    def run(self, settings: dict[str, str]) -> int:
+        if not self.system.endswith(".json"):
+            catalogue.find_recipe(self.system)
+            if self.on is None:
+                raise BadSetting(f"distill needs a problem: --on {' or --on '.join(catalogue.problems())}.")
+        if self.on is not None:
+            catalogue.find_problem(self.on)
+        from limbeck.commands import distill
+
+        if self.steps is not None:
+            settings = {"steps": str(self.steps), **settings}
+        return distill(self.system, self.on, settings, self.checkpoint_every, self.seed, self.out, self.resume)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Runs claims, prints figure, bound, pass or fail; exit 1 if any fails."""
+
+    systems: Annotated[Positional[tuple[str, ...]], arg(help="systems' ids")] = ()
+    family: Annotated[str | None, arg(help="all recipes of a family")] = None
+    all: Annotated[bool, arg(help="all recipes there are")] = False
+    seed: Annotated[tuple[int, ...], arg(help="seeds to measure on")] = (0, 1, 2)
+    record: Annotated[bool, arg(help="write evidence/")] = False
+    json: Annotated[bool, arg(help="print a list of objects")] = False
+
+    def run(self) -> int:
+        names = [catalogue.find(name).id for name in self.systems]
+        if self.family or self.all:
+            chosen = catalogue.in_family(self.family) if self.family else catalogue.systems()
+            names += [system.id for system in chosen if system.path.exists()]
+        if not names or not self.seed:
+            raise BadSetting("verify needs systems, --family F or --all, and at least one seed.")
+        for name in names:
+            catalogue.find_recipe(name)
+        from limbeck.commands import verify
+
+        return verify(list(dict.fromkeys(names)), self.seed, self.record, self.json)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Samples of a finished run, as a picture or as tensors."""
+
+    folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
+    out: Annotated[Path | None, arg(help="a .png or .safetensors; RUN/samples/samples.png by default")] = None
+    n: Annotated[int, arg(help="how many")] = 100
+    seed: Annotated[int, arg(help="of the noise")] = 0
+
+    def run(self) -> int:
+        from limbeck.commands import sample
+
+        return sample(self.folder, self.out, self.n, self.seed)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """A finished run beside its teacher: the same noise, the same judge."""
+
+    folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
+    n: Annotated[int, arg(help="samples")] = 5000
+    seed: Annotated[int, arg(help="of the noise")] = 0
+    json: Annotated[bool, arg(help="print an object")] = False
+
+    def run(self) -> int:
+        from limbeck.commands import evaluate
+
+        return evaluate(self.folder, self.n, self.seed, self.json)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished run's student, for use elsewhere."""
+
+    folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
+    out: Annotated[Path, arg(help="where to, a new folder")]
+    to: Annotated[Literal["safetensors"], arg(help="format")] = "safetensors"
+
+    def run(self) -> int:
+        from limbeck.commands import export
+
+        return export(self.folder, self.out)
+
+
+Command = (
+    Annotated[Systems, subcommand("systems")]
+    | Annotated[Show, subcommand("show")]
+    | Annotated[Distill, subcommand("distill")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Export, subcommand("export")]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _main(argv)
+    except Diverged as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        return 1
+    except LimbeckError as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _main(argv: list[str]) -> int:
+    markers = (OmitSubcommandPrefixes, FlagCreatePairsOff)
+    about = "Distil a diffusion model, a network or a data set into a small one."
+    if argv[:1] == ["distill"]:
+        command, rest = tyro.cli(
+            Command, prog="limbeck", description=about, args=argv, config=markers, return_unknown_args=True
+        )  # type: ignore[call-overload]
+        return command.run(_settings(rest))
+    command = tyro.cli(Command, prog="limbeck", description=about, args=argv, config=markers)  # type: ignore[call-overload]
+    return command.run()
+
+
+def _settings(rest: list[str]) -> dict[str, str]:
+    """``--objective.critic-steps 3`` or ``--objective.critic-steps=3`` as pairs."""
+    values: dict[str, str] = {}
+    items = iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise BadSetting(f"{item!r} was not expected; a setting is given as --NAME VALUE.")
+        name, equals, value = item[2:].partition("=")
+        value = value if equals else next(items, None)
+        if value is None:
+            raise BadSetting(f"--{name} needs a value.")
+        values[name] = value
+    return values
+
+
+def _print_systems(table: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Table("system", "title", "family", "recipe", "figure", "bound", "spread", "on", "when", box=None)
+    for row in table:
+        found = row["evidence"]
+        shown = [""] * 5
+        if isinstance(found, dict):
+            mark = "" if found["passed"] else " failed"
+            stale = " (stale)" if found["stale"] else ""
+            figures = [f"{found['figure']:.3g}{mark}", f"≤ {found['bound']:g}", f"± {found['spread']:.2g}"]
+            shown = [*figures, str(found["problem"]), str(found["when"])[:10] + stale]
+        out.add_row(str(row["id"]), str(row["title"]), str(row["family"]), "yes" if row["recipe"] else "", *shown)
+    console = Console()
+    console.print(out)
+    ready = sum(bool(row["recipe"]) for row in table)
+    measured = sum(isinstance(row["evidence"], dict) for row in table)
+    console.print(f"{len(table)} systems, {ready} with a recipe, {measured} measured.")

@@ -1,0 +1,324 @@
+"""What the commands do once torch is needed."""
+
+import json
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from safetensors.torch import save_file
+
+from limbeck import catalogue, loading
+from limbeck.engine.checkpoint import write_folder
+from limbeck.engine.loop import Step
+from limbeck.engine.recipe import Stage
+from limbeck.engine.run import Session, run_recipe
+from limbeck.engine.settings import settings as settings_of
+from limbeck.errors import BadFile, BadSetting, Diverged
+from limbeck.evaluate import judge as judges
+from limbeck.problems.problem import Generative
+
+console = Console(highlight=False)
+
+
+def show(name: str) -> int:
+    """Prints what a system is made of."""
+    recipe = loading.load_recipe(name, loading.default_problem(name))
+    module = sys.modules[loading.function(catalogue.find_recipe(name), "recipe").__module__]
+    console.print((module.__doc__ or name).strip(), markup=False)
+    for stage in recipe.stages:
+        for part in judges_parts(stage):
+            console.print(f"\n{type(part).__name__}: {(type(part).__doc__ or '').strip()}", markup=False)
+    console.print(f"\nPaper: {recipe.paper.authors}, arXiv {recipe.paper.arxiv}")
+    console.print(f"Claim, on {recipe.claim.on}: {recipe.claim.text}", markup=False)
+    table = Table("setting", "default", box=None)
+    for path, value in settings_of(recipe).items():
+        table.add_row(path, str(value))
+    console.print(table)
+    return 0
+
+
+def judges_parts(stage: object) -> Iterator[object]:
+    """The objectives of a stage, summands one by one."""
+    from limbeck.engine.objective import Scaled, parts_of
+
+    if isinstance(stage, Stage):
+        for part in parts_of(stage.objective):
+            yield part.objective if isinstance(part, Scaled) else part
+
+
+def distill(
+    system: str,
+    on: str | None,
+    values: dict[str, str],
+    checkpoint_every: int,
+    seed: int | None,
+    out: Path | None,
+    resume: bool,
+) -> int:
+    """Runs a recipe in a folder, to its end or to a checkpoint."""
+    if checkpoint_every < 0:
+        raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
+    record, where = _start(system, on, values, seed, out, resume)
+    torch.set_num_threads(record["threads"])
+    recipe, problem = loading.rebuild(record)
+    session = Session(
+        recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=lambda s: console.print(s)
+    )
+    if resume:
+        _say_where(session)
+    _write_record(where, record)
+    with stop_on_signals(session):
+        _follow(session)
+    if not session.finished:
+        console.print(f"interrupted; go on with --out {where} --resume")
+        return 130
+    figures = judges.evaluate(session.student, problem)
+    (where / "result.json").write_text(json.dumps(figures, indent=1))
+    _print_figures(figures)
+    if isinstance(problem, Generative):
+        from limbeck.evaluate.picture import side_by_side
+
+        console.print(f"picture: {side_by_side(session.student, problem, where / 'samples' / 'final.png')}")
+    console.print(f"run: {where}")
+    return 0
+
+
+def _start(
+    system: str, on: str | None, values: dict[str, str], seed: int | None, out: Path | None, resume: bool
+) -> tuple[dict[str, Any], Path]:
+    """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
+    if system.endswith(".json"):
+        old = loading.read_description(Path(system))
+        system, on, seed = old["system"], on or old["problem"], old["seed"] if seed is None else seed
+        values = {**old["settings"], **values}
+    assert on is not None
+    where = out or Path("runs") / f"{Path(system).stem}-{Path(on).stem}"
+    begun = (where / "recipe.json").exists()
+    if begun and not resume:
+        raise BadFile(f"{where} already holds a run; add --resume to go on, or choose another --out.")
+    if where.exists() and not where.is_dir():
+        raise BadFile(f"{where} is a file; choose another --out.")
+    problem = loading.load_problem(on)
+    recipe = loading.load_recipe(system, problem, values)
+    record = loading.describe(system, on, seed or 0, recipe, torch.get_num_threads())
+    if not begun:
+        if resume:
+            console.print(f"{where} holds no run; starting from the beginning.")
+        return record, where
+    old = loading.read_description(where / "recipe.json")
+    given = {key for key in ("system", "problem") if record[key] != old[key]}
+    given |= {"seed"} if seed is not None and seed != old["seed"] else set()
+    given |= {k for k in old["settings"] if values and _plain(record["settings"].get(k)) != _plain(old["settings"][k])}
+    if given:
+        raise BadSetting(f"{where} was begun with another {sorted(given)[0]}; leave it out, or choose another --out.")
+    return old, where
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value)
+
+
+def _write_record(where: Path, record: dict[str, Any]) -> None:
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        if not (where / "recipe.json").exists():
+            partial = where / ".recipe.json.partial"
+            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False))
+            partial.replace(where / "recipe.json")
+    except OSError as error:
+        raise BadFile(f"{where} cannot be written: {error.strerror}.") from error
+
+
+def _say_where(session: Session) -> None:
+    index, i = session.position
+    if session.finished:
+        console.print("this run has finished.")
+    elif i or index:
+        console.print(f"resuming at stage {session.recipe.stages[index].name}, tick {i}.")
+    elif (session.folder / "recipe.json").exists():
+        console.print("there is no checkpoint; starting from the beginning.")
+
+
+@contextmanager
+def stop_on_signals(session: Session) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run after the tick under way, with a checkpoint."""
+
+    def stop(*_: object) -> None:
+        session.stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(session: Session) -> None:
+    """Progress with rate, remaining time and live metrics; a line now and then where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}", markup=False),
+    )
+    means: dict[str, float] = {}
+    began, skipped = time.monotonic(), 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task, current = None, None
+        for stage, step in session:
+            if stage is not current:
+                current, means, began, first = stage, {}, time.monotonic(), step.i - 1
+                task = progress.add_task(stage.name, total=stage.steps, completed=first, metrics="")
+            for name, value in step.losses.items():
+                means[name] = value if name not in means else 0.98 * means[name] + 0.02 * value
+            skipped += len(step.skipped)
+            rate = (step.i - first) / max(time.monotonic() - began, 1e-9)
+            line = _line(means, rate, skipped)
+            assert task is not None
+            progress.update(task, completed=step.i, metrics=line)
+            if not console.is_terminal and _is_tenth(stage, step):
+                left = (stage.steps - step.i) / rate
+                console.print(f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}", markup=False)
+
+
+def _line(means: dict[str, float], rate: float, skipped: int) -> str:
+    losses = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+    return f"{rate:.1f} it/s  {losses}" + (f"  skipped {skipped}" if skipped else "")
+
+
+def _is_tenth(stage: Stage, step: Step) -> bool:
+    return step.i == stage.steps or step.i % max(1, stage.steps // 10) == 0
+
+
+def _print_figures(figures: dict[str, float]) -> None:
+    table = Table("", "student", "teacher", box=None)
+    for name, value in figures.items():
+        if not name.endswith("_teacher"):
+            table.add_row(name.replace("_", " "), f"{value:.4g}", f"{figures[f'{name}_teacher']:.4g}")
+    console.print(table)
+
+
+def verify(names: Sequence[str], seeds: Sequence[int], record: bool, as_json: bool) -> int:
+    """Measures claims; exit code 1 if any fails."""
+    results = []
+    err = Console(stderr=True, highlight=False)
+    for name in names:
+        results.append(result := _measure(name, seeds, err))
+        if not as_json:
+            mark = "passed" if result["passed"] else "FAILED"
+            spread = f" ± {result['spread']:.2g}"
+            console.print(
+                f"{name}: {result['figure']:.4g}{spread} (≤ {result['bound']:g}), {mark}, {result['seconds']:.0f} s"
+            )
+        if record:
+            _record(name, result)
+    if as_json:
+        keys = ("id", "figure", "bound", "passed", "seconds")
+        print(json.dumps([{key: result[key] for key in keys} for result in results], indent=1))
+    return 0 if all(result["passed"] for result in results) else 1
+
+
+def _measure(name: str, seeds: Sequence[int], err: Console) -> dict[str, Any]:
+    problem = loading.default_problem(name)
+    recipe = loading.load_recipe(name, problem)
+    figures, began = {}, time.monotonic()
+    for seed in seeds:
+        try:
+            figures[seed] = recipe.claim.check(run_recipe(recipe, problem, seed=seed))
+        except Diverged:
+            figures[seed] = float("inf")
+        err.print(f"{name}, seed {seed}: {figures[seed]:.4g} after {time.monotonic() - began:.0f} s")
+    values = list(figures.values())
+    return {
+        "id": name,
+        "figure": statistics.fmean(values),
+        "bound": recipe.claim.bound,
+        "passed": all(value <= recipe.claim.bound for value in values),
+        "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "seconds": time.monotonic() - began,
+        "claim": recipe.claim.text,
+        "problem": problem.name,
+        "seeds": {str(seed): value for seed, value in figures.items()},
+        "sources": (sources := loading.sources_of(name, recipe)),
+        "digest": catalogue.digest(sources),
+    }
+
+
+def _record(name: str, result: dict[str, Any]) -> None:
+    where = {
+        "commit": _commit(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    catalogue.EVIDENCE.mkdir(exist_ok=True)
+    text = json.dumps({**result, **where}, indent=1, ensure_ascii=False)
+    (catalogue.EVIDENCE / f"{name}.json").write_text(text + "\n")
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(catalogue.PACKAGE), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def sample(folder: Path, out: Path | None, n: int, seed: int) -> int:
+    """Writes samples of a run."""
+    if n < 1:
+        raise BadSetting(f"n must be at least 1, got {n}.")
+    session = loading.load_run(folder)
+    problem = session.problem
+    if not isinstance(problem, Generative):
+        raise BadSetting(f"{problem.name} has no samples to draw.")
+    out = out or folder / "samples" / "samples.png"
+    if out.suffix not in (".png", ".safetensors"):
+        raise BadSetting(f"--out must end in .png or .safetensors, got {out}.")
+    noise, cond, rng = judges.fresh(problem, n, seed)
+    draw = judges.student_of(session.student)(noise, cond, rng)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".png":
+            from limbeck.evaluate.picture import picture
+
+            picture(problem, {"student": draw}, out)
+        else:
+            save_file({"x": draw.x.contiguous(), "cond": draw.cond.contiguous()}, out)
+    except OSError as error:
+        raise BadFile(f"{out} cannot be written: {error.strerror}.") from error
+    console.print(f"{n} samples: {out}")
+    return 0
+
+
+def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
+    """Prints a run's figures beside its teacher's."""
+    if n < 10:
+        raise BadSetting(f"n must be at least 10, got {n}.")
+    session = loading.load_run(folder)
+    figures = judges.evaluate(session.student, session.problem, n=n, seed=seed)
+    print(json.dumps(figures, indent=1)) if as_json else _print_figures(figures)
+    return 0
+
+
+def export(folder: Path, out: Path) -> int:
+    """Writes a run's student as safetensors with a description of what it is."""
+    session = loading.load_run(folder)
+    if out.exists():
+        raise BadFile(f"{out} exists; choose another --out.")
+    description = (folder / "recipe.json").read_bytes()
+    write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
+    console.print(f"exported: {out}")
+    return 0

@@ -1,0 +1,304 @@
+"""What the shared suite runs: every exported part, found by introspection, in small runs that can be built again.
+
+A new export needs nothing here if its constructor needs no arguments and it fits one of the teachers, students and data
+below. Otherwise give it an entry in TEACHERS, STUDENTS or OBJECTIVES (how to make it) or in DATA (what its batches are);
+further entries are variants of an export, and run through everything too.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import limbeck.objectives
+import limbeck.students
+import limbeck.teachers
+from limbeck.diffusion import CFG, Karras, Uniform
+from limbeck.engine import EMA, Adam, Cosine, Dataset, Objective, Run, Source, Student, distill
+from limbeck.engine.checkpoint import flatten
+from limbeck.errors import Incompatible
+from limbeck.objectives import GAN, KD, SDS, VSD, Consistency, SiD
+from limbeck.problems.networks import ResidualMLP
+from limbeck.rng import Rng, seeded
+from limbeck.students import FewStep, GrowingParticles, Image, OneStep, Particles
+from limbeck.teachers import ExactDataset, GaussianMixture, Trained
+
+CLASSES, ROWS, BATCH = 3, 40, 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the small networks of a run are made with; dropout by default, for it is what randomness goes wrong in."""
+
+    dtype: torch.dtype = torch.float32
+    layer: Literal["none", "dropout", "batchnorm"] = "dropout"
+
+    def module(self, width: int) -> nn.Module:
+        """The layer, over ``width`` numbers."""
+        made = {"none": nn.Identity, "dropout": lambda: nn.Dropout(0.2), "batchnorm": lambda: nn.BatchNorm1d(width)}
+        return made[self.layer]()
+
+
+EXACT = Kind(torch.float64, "none")
+
+
+class Behind(nn.Module):
+    """A network behind one more layer."""
+
+    def __init__(self, layer: nn.Module, net: ResidualMLP):
+        super().__init__()
+        self.layer, self.net, self.taps = layer, net, net.taps
+
+    def forward(self, x: Tensor, *args: Any, **settings: Any) -> Any:
+        return self.net(self.layer(x), *args, **settings)
+
+
+def trained(kind: Kind) -> Trained:
+    """A small denoiser whose every parameter gets a gradient."""
+    net = ResidualMLP(shape=(2,), classes=CLASSES, width=8, blocks=1)
+    nn.init.normal_(net.out.weight, std=0.1)
+    return Trained(Behind(kind.module(2), net).to(kind.dtype))
+
+
+def classifier(kind: Kind) -> nn.Module:
+    """A small network from points to logits."""
+    return nn.Sequential(nn.Linear(2, 16), kind.module(16), nn.ReLU(), nn.Linear(16, CLASSES)).to(kind.dtype)
+
+
+def points(kind: Kind, rows: int = ROWS) -> Tensor:
+    """Points in the plane, [rows, 2]."""
+    return Rng(("suite", "points")).normal(rows, 2, dtype=torch.float64).to(kind.dtype)
+
+
+def labels(rows: int = ROWS) -> Tensor:
+    """Classes, [rows]."""
+    return torch.arange(rows) % CLASSES
+
+
+def batches(kind: Kind) -> Source:
+    """Data with every field that some objective asks for."""
+    return Dataset(x=points(kind), cond=labels(), y=labels(), noise=points(kind).flip(0))
+
+
+TEACHERS: dict[str, Callable[[Kind], nn.Module]] = {
+    "Trained": trained,
+    "GaussianMixture": lambda kind: GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
+    "ExactDataset": lambda kind: ExactDataset(points(kind), labels=labels()),
+    "Classifier": classifier,
+}
+
+STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
+    "FewStep": lambda kind: FewStep(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
+    "OneStep": lambda kind: OneStep(trained(kind), shape=(2,)),
+    "Particles": lambda kind: Particles(points(kind, 24)),
+    "GrowingParticles": lambda kind: GrowingParticles(points(kind, BATCH), every=4, share=0.5, limit=64),
+    "Image": lambda kind: Image(points(kind)[0]),
+    "Denoiser": trained,
+    "Classifier": classifier,
+}
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "SDS, guided": lambda: SDS(guidance=CFG(scale=3.0)),
+    "SDS, other times": lambda: SDS(times=Uniform(lo=0.1, hi=0.5)),
+    "VSD, every other tick": lambda: VSD(critic_steps=2),
+    "SiD, times of the GAN": lambda: SiD(times=Karras(), critic_steps=2),
+    "GAN, on the teacher": lambda: GAN(on="teacher"),
+    "GAN, trains the critic": lambda: GAN(feature_weight=0.1),
+    "Consistency, without a teacher": lambda: Consistency(teacher=False),
+    "Consistency, moving average": lambda: Consistency(target=EMA(decay=0.9)),
+    "KD, without labels": lambda: KD(alpha=1.0),
+    "KD, cold": lambda: KD(temperature=1.0),
+}
+
+MEET = {("GAN", "SiD, times of the GAN")}
+
+DATA: dict[str, Callable[[Kind], Source]] = {}
+
+
+def exports(room: ModuleType, base: type) -> dict[str, type]:
+    """Every concrete subclass of ``base`` that a room defines, by name."""
+    for info in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+        try:
+            importlib.import_module(info.name)
+        except ModuleNotFoundError as error:  # an extra that is not installed here
+            if (error.name or "").startswith("limbeck"):
+                raise
+    inside = (c for c in subclasses(base) if c.__module__.startswith(f"{room.__name__}."))
+    return {c.__name__: c for c in inside if not inspect.isabstract(c)}
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """All of them, at any depth, in order of definition."""
+    for sub in base.__subclasses__():
+        yield sub
+        yield from subclasses(sub)
+
+
+def exported_teachers() -> dict[str, type]:
+    """Modules that the room of teachers offers; they need no common base."""
+    names = {name: getattr(limbeck.teachers, name) for name in limbeck.teachers.__all__}
+    return {name: c for name, c in names.items() if inspect.isclass(c) and issubclass(c, nn.Module)}
+
+
+FOUND: dict[str, dict[str, type]] = {
+    "TEACHERS": exported_teachers(),
+    "STUDENTS": exports(limbeck.students, Student),
+    "OBJECTIVES": exports(limbeck.objectives, Objective),
+}
+NAMES = {table: list(dict.fromkeys([*globals()[table], *found])) for table, found in FOUND.items()}
+NAMES["OBJECTIVES"] = list(dict.fromkeys([*FOUND["OBJECTIVES"], *OBJECTIVES]))
+
+
+class NoEntry(Exception):
+    """An export that could not be built without help."""
+
+
+def build(table: str, name: str, *args: Any) -> Any:
+    """A part by the table's entry, or an export by its defaults; the same bits every time."""
+    with seeded("suite", table, name):
+        if name in globals()[table]:
+            return globals()[table][name](*args)
+        try:
+            return FOUND[table][name]()
+        except Exception as error:
+            raise NoEntry(
+                f"{name}() cannot be built without arguments ({error}): "
+                f"add an entry {name!r} to {table} in tests/suite/cases.py that says how."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Case:
+    """One objective on one student and teacher, by name: a run that another process can build again."""
+
+    objective: str
+    student: str
+    teacher: str | None
+    data: bool = True
+    kind: Kind = Kind()
+
+    def __str__(self) -> str:
+        return f"{self.objective} on {self.student} by {self.teacher}"
+
+    def run(self, objective: Objective | None = None, student: nn.Module | None = None, **settings: Any) -> Run:
+        """A new run of it, of another objective if one is given."""
+        defaults = {"steps": 10, "batch": BATCH, "optim": Adam(lr=1e-2, schedule=Cosine(warmup=0.25), clip=1.0)}
+        return distill(
+            build("TEACHERS", self.teacher, self.kind) if self.teacher else None,
+            student or build("STUDENTS", self.student, self.kind),
+            objective or self.make(),
+            DATA.get(self.objective, batches)(self.kind) if self.data else None,
+            **{**defaults, "ema": EMA(decay=0.9), "seed": 3, **settings},
+        )
+
+    def make(self) -> Objective:
+        """Its objective."""
+        return build("OBJECTIVES", self.objective)
+
+    def exact(self) -> "Case":
+        """The same in float64 and without dropout."""
+        return replace(self, kind=EXACT)
+
+
+@cache
+def verdict(case: Case) -> str:
+    """``fits``, or the sentence with which the parts are refused before step 0."""
+    try:
+        case.run()
+    except Incompatible as refusal:
+        return str(refusal)
+    except Exception as error:
+        return f"crashed: {type(error).__name__}: {error}"
+    return "fits"
+
+
+@cache
+def home(objective: str) -> Case | None:
+    """The first student and teacher that an objective fits, or None."""
+    cases = (Case(objective, s, t) for s in NAMES["STUDENTS"] for t in NAMES["TEACHERS"])
+    return next((case for case in cases if verdict(case) == "fits"), None)
+
+
+@cache
+def homes() -> tuple[Case, ...]:
+    """Every objective, each at home."""
+    return tuple(case for name in NAMES["OBJECTIVES"] if (case := home(name)))
+
+
+@cache
+def matches() -> tuple[Case, ...]:
+    """Every objective on every student that it fits, with the teacher that it is at home with."""
+    cases = (replace(case, student=student) for case in homes() for student in NAMES["STUDENTS"])
+    return tuple(case for case in cases if verdict(case) == "fits")
+
+
+@cache
+def sample() -> tuple[Case, ...]:
+    """Every objective at home, and every student and teacher once more, each under the first objective that it fits."""
+    chosen = dict.fromkeys(homes())
+    for student in NAMES["STUDENTS"]:
+        chosen |= dict.fromkeys([case for case in matches() if case.student == student][:1])
+    for teacher in NAMES["TEACHERS"]:
+        cases = (replace(case, teacher=teacher) for case in homes())
+        chosen |= dict.fromkeys([case for case in cases if verdict(case) == "fits"][:1])
+    return tuple(chosen)
+
+
+@cache
+def common(a: str, b: str) -> Case | None:
+    """The first objective on the first student and teacher that fit both, or None."""
+    for student in NAMES["STUDENTS"]:
+        for teacher in NAMES["TEACHERS"]:
+            case = Case(a, student, teacher)
+            if verdict(case) == verdict(replace(case, objective=b)) == "fits":
+                return case
+    return None
+
+
+@cache
+def couples() -> tuple[tuple[Case, str], ...]:
+    """All pairs of objectives that fit a common student: the first with its parts, and the second's name.
+
+    A variant meets the others of its class, for parts of one name are what a sum could confuse, and those in `MEET`.
+    """
+    pairs = combinations(NAMES["OBJECTIVES"], 2)
+    wanted = ((a, b) for a, b in pairs if {a, b} <= {*FOUND["OBJECTIVES"]} or stem(a) == stem(b) or (a, b) in MEET)
+    found = ((common(a, b), b) for a, b in wanted)
+    return tuple((case, other) for case, other in found if case)
+
+
+def stem(name: str) -> str:
+    """The class behind the name of an objective."""
+    return name.partition(",")[0]
+
+
+@cache
+def quarrel(case: Case, other: str) -> str | None:
+    """The sentence with which the sum of two objectives is refused, or None."""
+    try:
+        case.run(case.make() + build("OBJECTIVES", other))
+    except Incompatible as refusal:
+        return str(refusal)
+    return None
+
+
+def unequal(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Paths at which two states differ in any bit."""
+    (tensors, values), (others, plain) = flatten(a), flatten(b)
+    same = {path for path in tensors.keys() & others.keys() if torch.equal(tensors[path], others[path])}
+    same |= {path for path in values.keys() & plain.keys() if values[path] == plain[path]}
+    return sorted((tensors.keys() | others.keys() | values.keys() | plain.keys()) - same)
+
+
+def finished(run: Run) -> dict[str, Any]:
+    """The state of a run at its end."""
+    run.finish()
+    return run.state_dict()
