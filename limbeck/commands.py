@@ -26,7 +26,7 @@ from limbeck.engine.recipe import Stage
 from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.settings import settings as settings_of
 from limbeck.errors import BadFile, BadSetting, Diverged
-from limbeck.evaluate import judge as judges
+from limbeck.evaluate import comparison
 from limbeck.problems.problem import Generative
 
 console = Console(highlight=False)
@@ -38,7 +38,7 @@ def show(name: str) -> int:
     module = sys.modules[loading.function(catalogue.find_recipe(name), "recipe").__module__]
     console.print((module.__doc__ or name).strip(), markup=False)
     for stage in recipe.stages:
-        for part in judges_parts(stage):
+        for part in objectives_of(stage):
             console.print(f"\n{type(part).__name__}: {(type(part).__doc__ or '').strip()}", markup=False)
     console.print(f"\nPaper: {recipe.paper.authors}, arXiv {recipe.paper.arxiv}")
     console.print(f"Claim, on {recipe.claim.on}: {recipe.claim.text}", markup=False)
@@ -49,7 +49,7 @@ def show(name: str) -> int:
     return 0
 
 
-def judges_parts(stage: object) -> Iterator[object]:
+def objectives_of(stage: object) -> Iterator[object]:
     """The objectives of a stage, summands one by one."""
     from limbeck.engine.objective import Scaled, parts_of
 
@@ -84,7 +84,7 @@ def distill(
     if not session.finished:
         console.print(f"interrupted; go on with --out {where} --resume")
         return 130
-    figures = judges.evaluate(session.student, problem)
+    figures = comparison.evaluate(session.student, problem)
     (where / "result.json").write_text(json.dumps(figures, indent=1))
     _print_figures(figures)
     if isinstance(problem, Generative):
@@ -112,7 +112,7 @@ def _start(
         raise BadFile(f"{where} is a file; choose another --out.")
     problem = loading.load_problem(on)
     recipe = loading.load_recipe(system, problem, values)
-    record = loading.describe(system, on, seed or 0, recipe, torch.get_num_threads())
+    record = loading.describe(system, on, seed or 0, recipe, problem.threads or torch.get_num_threads())
     if not begun:
         if resume:
             console.print(f"{where} holds no run; starting from the beginning.")
@@ -193,7 +193,9 @@ def _follow(session: Session) -> None:
             progress.update(task, completed=step.i, metrics=line)
             if not console.is_terminal and _is_tenth(stage, step):
                 left = (stage.steps - step.i) / rate
-                console.print(f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}", markup=False)
+                console.print(
+                    f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}", markup=False, soft_wrap=True
+                )
 
 
 def _line(means: dict[str, float], rate: float, skipped: int) -> str:
@@ -235,6 +237,7 @@ def verify(names: Sequence[str], seeds: Sequence[int], record: bool, as_json: bo
 
 def _measure(name: str, seeds: Sequence[int], err: Console) -> dict[str, Any]:
     problem = loading.default_problem(name)
+    torch.set_num_threads(problem.threads or torch.get_num_threads())
     recipe = loading.load_recipe(name, problem)
     figures, began = {}, time.monotonic()
     for seed in seeds:
@@ -287,8 +290,8 @@ def sample(folder: Path, out: Path | None, n: int, seed: int) -> int:
     out = out or folder / "samples" / "samples.png"
     if out.suffix not in (".png", ".safetensors"):
         raise BadSetting(f"--out must end in .png or .safetensors, got {out}.")
-    noise, cond, rng = judges.fresh(problem, n, seed)
-    draw = judges.student_of(session.student)(noise, cond, rng)
+    noise, cond, rng = comparison.fresh(problem, n, seed)
+    draw = comparison.student_of(session.student)(noise, cond, rng)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".png":
@@ -308,7 +311,8 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
     if n < 10:
         raise BadSetting(f"n must be at least 10, got {n}.")
     session = loading.load_run(folder)
-    figures = judges.evaluate(session.student, session.problem, n=n, seed=seed)
+    torch.set_num_threads(session.problem.threads or torch.get_num_threads())
+    figures = comparison.evaluate(session.student, session.problem, n=n, seed=seed)
     print(json.dumps(figures, indent=1)) if as_json else _print_figures(figures)
     return 0
 

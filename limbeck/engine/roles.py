@@ -161,19 +161,24 @@ class Cast:
 
     def need(self, who: str, kind: type[M], by: object) -> M:
         """The module behind a name if it is of this kind; else raises `Incompatible`."""
-        module = self.module(who)
+        module = self._present(who, by)
         if not isinstance(module, kind):
-            need, got = f"a {who} that is a {kind.__name__}", f"a {type(module).__name__}"
-            raise Incompatible(type(by).__name__, need=need, got=got, fit=_EXAMPLES.get(kind.__name__))
+            need = f"a {who} that is {_a(kind)}"
+            raise Incompatible(type(by).__name__, need=need, got=_a(type(module)), fit=_EXAMPLES.get(kind.__name__))
         return module
 
     def need_network(self, who: str, by: object) -> nn.Module:
         """The module behind a name if it maps inputs to outputs by a call; else raises `Incompatible`."""
-        module = self.module(who)
+        module = self._present(who, by)
         if type(module).forward is nn.Module.forward:
-            need, got = f"a {who} that maps inputs to outputs", f"a {type(module).__name__}"
-            raise Incompatible(type(by).__name__, need=need, got=got, fit="a classifier")
+            need = f"a {who} that maps inputs to outputs"
+            raise Incompatible(type(by).__name__, need=need, got=_a(type(module)), fit="a classifier")
         return module
+
+    def _present(self, who: str, by: object) -> nn.Module:
+        if who == "teacher" and not self.teachers:
+            raise Incompatible(type(by).__name__, need="a teacher", got="none", fit="teacher=...")
+        return self.module(who)
 
     def need_fields(self, *names: str, by: object) -> None:
         """Raises `Incompatible` unless every batch brings these fields."""
@@ -196,7 +201,7 @@ class Cast:
         with seeded(*self._seed, "init", name):
             module = make()
         if not any(p.requires_grad for p in module.parameters()):
-            need, got = "parameters to train", f"a {type(module).__name__} without any"
+            need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="a clone of a Trained network")
         role = Role(name, module.train(), self._optim.get(name) or self._optim.get("default") or Adam(), spec)
         for other in self.roles.values():
@@ -266,8 +271,12 @@ _EXAMPLES = {
     "Denoiser": "a GaussianMixture or a Trained network",
     "Featured": "a Trained network",
     "Student": "Particles or OneStep",
-    "OneStep": "OneStep or FewStep",
+    "FewStep": "OneStep or FewStep",
 }
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:

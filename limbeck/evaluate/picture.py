@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from limbeck.engine.student import Draw
-from limbeck.evaluate.judge import fresh, student_of, teacher_of
+from limbeck.evaluate.comparison import fresh, student_of, teacher_of
 from limbeck.problems.problem import Generative
 from limbeck.rng import Rng
 

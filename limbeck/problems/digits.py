@@ -138,6 +138,7 @@ class Digits(Generative):
     """
 
     name = "digits"
+    threads = 1
     shape = (1, 8, 8)
 
     @cached_property

@@ -28,6 +28,7 @@ class Mixture2D(Generative):
     """
 
     name = "mixture2d"
+    threads = 1
     shape = (2,)
 
     @cached_property

@@ -20,6 +20,8 @@ class Problem(ABC):
     """Something to distil on. Subclasses say what kind it is; a recipe's signature says which kind it needs."""
 
     name: str
+    threads: int | None = None
+    """Threads that suit its networks; small ones are fastest on one, and never wait for a busy core."""
 
     @property
     @abstractmethod

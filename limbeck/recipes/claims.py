@@ -1,7 +1,7 @@
 """Checks that several recipes share: each measures one figure of a trial as a ratio to an honest baseline."""
 
 from limbeck.engine.recipe import Trial
-from limbeck.evaluate.judge import evaluate
+from limbeck.evaluate.comparison import evaluate
 
 
 def one_step_frechet(trial: Trial) -> float:
