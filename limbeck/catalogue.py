@@ -41,9 +41,12 @@ class System:
         path = EVIDENCE / f"{self.id}.json"
         if not path.exists():
             return None
-        record = json.loads(path.read_text())
         keys = ("figure", "bound", "passed", "spread", "problem", "when")
-        return {**{key: record[key] for key in keys}, "stale": digest(record["sources"]) != record["digest"]}
+        try:
+            record = json.loads(path.read_text())
+            return {**{key: record[key] for key in keys}, "stale": digest(record["sources"]) != record["digest"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadFile(f"{path} is not a record of evidence: {error}.") from error
 
     def row(self) -> dict[str, Any]:
         """The row as ``limbeck systems --json`` prints it."""

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from limbeck import catalogue
-from limbeck.errors import BadSetting, Diverged, LimbeckError
+from limbeck.errors import BadSetting, Failed, LimbeckError
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         return _main(argv)
-    except Diverged as error:
+    except Failed as error:
         print(f"limbeck: {error}", file=sys.stderr)
         return 1
     except LimbeckError as error:
@@ -170,12 +170,14 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     markers = (OmitSubcommandPrefixes, FlagCreatePairsOff)
     about = "Distil a diffusion model, a network or a data set into a small one."
-    if argv[:1] == ["distill"]:
+    if argv[:1] == ["distill"]:  # what this parser does not know may be a setting of the recipe
         command, rest = tyro.cli(
             Command, prog="limbeck", description=about, args=argv, config=markers, return_unknown_args=True
         )  # type: ignore[call-overload]
+        assert isinstance(command, Distill)
         return command.run(_settings(rest))
     command = tyro.cli(Command, prog="limbeck", description=about, args=argv, config=markers)  # type: ignore[call-overload]
+    assert not isinstance(command, Distill)
     return command.run()
 
 
@@ -205,10 +207,11 @@ def _print_systems(table: list[dict[str, object]]) -> None:
         if isinstance(found, dict):
             mark = "" if found["passed"] else " failed"
             stale = " (stale)" if found["stale"] else ""
-            figures = [f"{found['figure']:.3g}{mark}", f"≤ {found['bound']:g}", f"± {found['spread']:.2g}"]
+            figure = "infinite" if found["figure"] is None else f"{found['figure']:.3g}"
+            figures = [figure + mark, f"≤ {found['bound']:g}", f"± {found['spread']:.2g}"]
             shown = [*figures, str(found["problem"]), str(found["when"])[:10] + stale]
         out.add_row(str(row["id"]), str(row["title"]), str(row["family"]), "yes" if row["recipe"] else "", *shown)
-    console = Console()
+    console = Console(markup=False)
     console.print(out)
     ready = sum(bool(row["recipe"]) for row in table)
     measured = sum(isinstance(row["evidence"], dict) for row in table)

@@ -1,6 +1,7 @@
 """What the commands do once torch is needed."""
 
 import json
+import math
 import platform
 import signal
 import statistics
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,38 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from limbeck import catalogue, loading
-from limbeck.engine.checkpoint import write_folder
+from limbeck.engine.checkpoint import flatten, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.recipe import Stage
 from limbeck.engine.run import Session, run_recipe
+from limbeck.engine.settings import override
 from limbeck.engine.settings import settings as settings_of
-from limbeck.errors import BadFile, BadSetting, Diverged
+from limbeck.errors import BadFile, BadSetting, Diverged, Failed
 from limbeck.evaluate import comparison
 from limbeck.problems.problem import Generative
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True)
+
+
+def _json(data: object) -> str:
+    """JSON as its standard has it: a figure that is not finite is null."""
+    return json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=1, ensure_ascii=False)
 
 
 def show(name: str) -> int:
     """Prints what a system is made of."""
     recipe = loading.load_recipe(name, loading.default_problem(name))
     module = sys.modules[loading.function(catalogue.find_recipe(name), "recipe").__module__]
-    console.print((module.__doc__ or name).strip(), markup=False)
+    console.print((module.__doc__ or name).strip())
     for stage in recipe.stages:
         for part in objectives_of(stage):
-            console.print(f"\n{type(part).__name__}: {(type(part).__doc__ or '').strip()}", markup=False)
+            console.print(f"\n{type(part).__name__}: {(type(part).__doc__ or '').strip()}")
     console.print(f"\nPaper: {recipe.paper.authors}, arXiv {recipe.paper.arxiv}")
-    console.print(f"Claim, on {recipe.claim.on}: {recipe.claim.text}", markup=False)
+    console.print(f"Claim, on {recipe.claim.on}: {recipe.claim.text}")
     table = Table("setting", "default", box=None)
     for path, value in settings_of(recipe).items():
         table.add_row(path, str(value))
@@ -73,25 +84,24 @@ def distill(
     record, where = _start(system, on, values, seed, out, resume)
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record)
-    session = Session(
-        recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=lambda s: console.print(s)
-    )
+    session = Session(recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=_say)
     if resume:
         _say_where(session)
     _write_record(where, record)
-    with stop_on_signals(session):
+    with stop_on_signals(session), suppress(KeyboardInterrupt):
         _follow(session)
     if not session.finished:
-        console.print(f"interrupted; go on with --out {where} --resume")
+        _say(f"interrupted; go on with --out {where} --resume")
         return 130
     figures = comparison.evaluate(session.student, problem)
-    (where / "result.json").write_text(json.dumps(figures, indent=1))
     _print_figures(figures)
-    if isinstance(problem, Generative):
-        from limbeck.evaluate.picture import side_by_side
+    with writing(where):
+        (where / "result.json").write_text(_json(figures))
+        if isinstance(problem, Generative):
+            from limbeck.evaluate.picture import side_by_side
 
-        console.print(f"picture: {side_by_side(session.student, problem, where / 'samples' / 'final.png')}")
-    console.print(f"run: {where}")
+            side_by_side(session.student, problem, where / "samples" / "final.png")
+    _say(f"run: {where}")
     return 0
 
 
@@ -99,64 +109,63 @@ def _start(
     system: str, on: str | None, values: dict[str, str], seed: int | None, out: Path | None, resume: bool
 ) -> tuple[dict[str, Any], Path]:
     """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
-    if system.endswith(".json"):
-        old = loading.read_description(Path(system))
-        system, on, seed = old["system"], on or old["problem"], old["seed"] if seed is None else seed
-        values = {**old["settings"], **values}
+    again = loading.read_description(Path(system)) if system.endswith(".json") else None
+    if again is not None:
+        system, on, seed = again["system"], on or again["problem"], again["seed"] if seed is None else seed
     assert on is not None
     where = out or Path("runs") / f"{Path(system).stem}-{Path(on).stem}"
-    begun = (where / "recipe.json").exists()
+    begun = any((where / name).exists() for name in ("recipe.json", "checkpoint", "stages"))
     if begun and not resume:
         raise BadFile(f"{where} already holds a run; add --resume to go on, or choose another --out.")
     if where.exists() and not where.is_dir():
         raise BadFile(f"{where} is a file; choose another --out.")
-    problem = loading.load_problem(on)
-    recipe = loading.load_recipe(system, problem, values)
+    if again is not None:
+        recipe, problem = loading.rebuild({**again, "problem": on})
+        recipe = override(recipe, values)
+    else:
+        problem = loading.load_problem(on)
+        recipe = loading.load_recipe(system, problem, values)
     record = loading.describe(system, on, seed or 0, recipe, problem.threads or torch.get_num_threads())
     if not begun:
         if resume:
-            console.print(f"{where} holds no run; starting from the beginning.")
+            _say(f"{where} holds no run; starting from the beginning.")
         return record, where
     old = loading.read_description(where / "recipe.json")
-    given = {key for key in ("system", "problem") if record[key] != old[key]}
-    given |= {"seed"} if seed is not None and seed != old["seed"] else set()
-    given |= {k for k in old["settings"] if values and _plain(record["settings"].get(k)) != _plain(old["settings"][k])}
-    if given:
-        raise BadSetting(f"{where} was begun with another {sorted(given)[0]}; leave it out, or choose another --out.")
+    was, now = ({**one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
+    asked = ["system", "problem"] + ["seed"] * (seed is not None) + [*old["settings"]] * bool(values or again)
+    if other := next((key for key in asked if now.get(key) != was[key]), None):
+        got = f"{other} {was[other]}, not {now.get(other)}"
+        raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")
     return old, where
 
 
-def _plain(value: object) -> str:
-    return json.dumps(value)
-
-
 def _write_record(where: Path, record: dict[str, Any]) -> None:
-    try:
+    with writing(where, BadFile):
         where.mkdir(parents=True, exist_ok=True)
         if not (where / "recipe.json").exists():
             partial = where / ".recipe.json.partial"
             partial.write_text(json.dumps(record, indent=1, ensure_ascii=False))
             partial.replace(where / "recipe.json")
-    except OSError as error:
-        raise BadFile(f"{where} cannot be written: {error.strerror}.") from error
 
 
 def _say_where(session: Session) -> None:
     index, i = session.position
     if session.finished:
-        console.print("this run has finished.")
+        _say("this run has finished.")
     elif i or index:
-        console.print(f"resuming at stage {session.recipe.stages[index].name}, tick {i}.")
+        _say(f"resuming at stage {session.recipe.stages[index].name}, tick {i}.")
     elif (session.folder / "recipe.json").exists():
-        console.print("there is no checkpoint; starting from the beginning.")
+        _say("there is no whole checkpoint; starting from the beginning.")
 
 
 @contextmanager
 def stop_on_signals(session: Session) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the tick under way, with a checkpoint."""
+    """SIGINT and SIGTERM end the run after the tick under way, with a checkpoint; a `Make` is left at once."""
 
     def stop(*_: object) -> None:
         session.stopping = True
+        if session.run is None:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -193,9 +202,7 @@ def _follow(session: Session) -> None:
             progress.update(task, completed=step.i, metrics=line)
             if not console.is_terminal and _is_tenth(stage, step):
                 left = (stage.steps - step.i) / rate
-                console.print(
-                    f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}", markup=False, soft_wrap=True
-                )
+                _say(f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}")
 
 
 def _line(means: dict[str, float], rate: float, skipped: int) -> str:
@@ -224,14 +231,12 @@ def verify(names: Sequence[str], seeds: Sequence[int], record: bool, as_json: bo
         if not as_json:
             mark = "passed" if result["passed"] else "FAILED"
             spread = f" ± {result['spread']:.2g}"
-            console.print(
-                f"{name}: {result['figure']:.4g}{spread} (≤ {result['bound']:g}), {mark}, {result['seconds']:.0f} s"
-            )
+            _say(f"{name}: {result['figure']:.4g}{spread} (≤ {result['bound']:g}), {mark}, {result['seconds']:.0f} s")
         if record:
             _record(name, result)
     if as_json:
         keys = ("id", "figure", "bound", "passed", "seconds")
-        print(json.dumps([{key: result[key] for key in keys} for result in results], indent=1))
+        print(_json([{key: result[key] for key in keys} for result in results]))
     return 0 if all(result["passed"] for result in results) else 1
 
 
@@ -252,7 +257,7 @@ def _measure(name: str, seeds: Sequence[int], err: Console) -> dict[str, Any]:
         "figure": statistics.fmean(values),
         "bound": recipe.claim.bound,
         "passed": all(value <= recipe.claim.bound for value in values),
-        "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "spread": statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else 0.0,
         "seconds": time.monotonic() - began,
         "claim": recipe.claim.text,
         "problem": problem.name,
@@ -269,8 +274,7 @@ def _record(name: str, result: dict[str, Any]) -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     catalogue.EVIDENCE.mkdir(exist_ok=True)
-    text = json.dumps({**result, **where}, indent=1, ensure_ascii=False)
-    (catalogue.EVIDENCE / f"{name}.json").write_text(text + "\n")
+    (catalogue.EVIDENCE / f"{name}.json").write_text(_json({**result, **where}) + "\n")
 
 
 def _commit() -> str:
@@ -292,17 +296,15 @@ def sample(folder: Path, out: Path | None, n: int, seed: int) -> int:
         raise BadSetting(f"--out must end in .png or .safetensors, got {out}.")
     noise, cond, rng = comparison.fresh(problem, n, seed)
     draw = comparison.student_of(session.student)(noise, cond, rng)
-    try:
+    with writing(out, BadFile):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".png":
             from limbeck.evaluate.picture import picture
 
             picture(problem, {"student": draw}, out)
         else:
-            save_file({"x": draw.x.contiguous(), "cond": draw.cond.contiguous()}, out)
-    except OSError as error:
-        raise BadFile(f"{out} cannot be written: {error.strerror}.") from error
-    console.print(f"{n} samples: {out}")
+            save_file(flatten({"x": draw.x, "cond": draw.cond})[0], out)
+    _say(f"{len(draw.x)} samples: {out}")
     return 0
 
 
@@ -313,7 +315,7 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
     session = loading.load_run(folder)
     torch.set_num_threads(session.problem.threads or torch.get_num_threads())
     figures = comparison.evaluate(session.student, session.problem, n=n, seed=seed)
-    print(json.dumps(figures, indent=1)) if as_json else _print_figures(figures)
+    print(_json(figures)) if as_json else _print_figures(figures)
     return 0
 
 
@@ -323,6 +325,9 @@ def export(folder: Path, out: Path) -> int:
     if out.exists():
         raise BadFile(f"{out} exists; choose another --out.")
     description = (folder / "recipe.json").read_bytes()
-    write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
-    console.print(f"exported: {out}")
+    try:
+        write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
+    except Failed as error:
+        raise BadFile(str(error)) from error
+    _say(f"exported: {out}")
     return 0

@@ -30,7 +30,11 @@ class BadFile(LimbeckError):
     """A file that is missing, damaged, unsafe to read, or not what it claims to be."""
 
 
-class Diverged(LimbeckError):
+class Failed(LimbeckError):
+    """A run that cannot go on although its input was good, such as on a full disk."""
+
+
+class Diverged(Failed):
     """Ten updates in a row had a non-finite loss or gradient; the last good checkpoint is kept."""
 
 

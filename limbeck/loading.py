@@ -1,21 +1,22 @@
 """From names and files to recipes, problems and finished runs."""
 
 import dataclasses
+import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, UnionType
 from typing import Any, get_type_hints
 
 from limbeck import catalogue
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session
 from limbeck.engine.settings import override, parse, plain, settings
-from limbeck.errors import BadFile, BadSetting, Incompatible
+from limbeck.errors import BadFile, BadSetting, Incompatible, LimbeckError, in_range
 from limbeck.problems.problem import Problem
 
 
@@ -29,9 +30,12 @@ def load_problem(name: str) -> Problem:
     'mixture2d'
     """
     path = catalogue.find_problem(name)
-    problem = function(path, "problem")()
+    problem = call(path, function(path, "problem"))
     if not isinstance(problem, Problem):
         raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")
+    wanted = [name for kind in type(problem).__mro__ for name in inspect.get_annotations(kind)]
+    if missing := [name for name in wanted if inspect.getattr_static(problem, name, Problem) is Problem]:
+        raise BadFile(f"{path}: problem() returned a {type(problem).__name__} without {missing[0]}.")
     return problem
 
 
@@ -50,13 +54,12 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
     20
     """
     path = catalogue.find_recipe(name)
-    make = function(path, "recipe")
-    hints = get_type_hints(make)
-    kind = hints.get("problem", Problem)
+    make, hints = _recipe(path)
+    kind = hints["problem"]
     if not isinstance(problem, kind):
         fits = [other for other in catalogue.problems() if isinstance(load_problem(other), kind)]
         got = f"{problem.name} (a {type(problem).__mro__[1].__name__} problem)"
-        raise Incompatible(name, need=f"a {kind.__name__} problem", got=got, fit=" or ".join(fits) or None)
+        raise Incompatible(name, need=f"a {_name(kind)} problem", got=got, fit=" or ".join(fits) or None)
     parameters = [p for p in inspect.signature(make).parameters if p != "problem"]
     own, others = {}, {}
     for key, value in (values or {}).items():
@@ -65,17 +68,32 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
             own[plain_key] = parse(value, hints.get(plain_key, Any), plain_key)
         else:
             others[key] = value
-    return override(make(problem, **own), others)
+    recipe = call(path, make, problem, **own)
+    if not isinstance(recipe, Recipe):
+        raise BadFile(f"{path}: recipe() must return a Recipe, got a {type(recipe).__name__}.")
+    return override(recipe, others)
+
+
+def _recipe(path: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function of a recipe's file, and the kinds of its arguments."""
+    make = function(path, "recipe")
+    hints = call(path, get_type_hints, make)
+    kind = hints.get("problem")
+    return make, {**hints, "problem": kind if isinstance(kind, type | UnionType) else Problem}
+
+
+def _name(kind: type | UnionType) -> str:
+    return kind.__name__ if isinstance(kind, type) else " or ".join(_name(one) for one in kind.__args__)
 
 
 def default_problem(name: str) -> Problem:
     """The problem that a system's claim is measured on."""
-    kind = get_type_hints(function(catalogue.find_recipe(name), "recipe")).get("problem", Problem)
+    kind = _recipe(catalogue.find_recipe(name))[1]["problem"]
     for other in catalogue.problems():
         if isinstance(problem := load_problem(other), kind):
             on = load_recipe(name, problem).claim.on
             return problem if on == other else load_problem(on)
-    raise Incompatible(name, need=f"a {kind.__name__} problem", got="none that is built in")
+    raise Incompatible(name, need=f"a {_name(kind)} problem", got="none that is built in")
 
 
 def function(path: Path, name: str) -> Callable[..., Any]:
@@ -89,15 +107,36 @@ def function(path: Path, name: str) -> Callable[..., Any]:
 def _module(path: Path) -> ModuleType:
     if path.is_relative_to(catalogue.PACKAGE):
         return importlib.import_module(".".join(path.relative_to(catalogue.PACKAGE.parent).with_suffix("").parts))
-    spec = importlib.util.spec_from_file_location(f"_limbeck_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    source = path.read_bytes()
+    where = str(path.resolve())
+    name = f"_limbeck_{path.stem}_{hashlib.sha256(where.encode() + source).hexdigest()[:16]}"
+    if name not in sys.modules:  # a file with both a recipe and a problem is one module
+        module = ModuleType(name)
+        module.__file__ = where
+        sys.modules[name] = module
+        try:
+            call(path, lambda: exec(compile(source, where, "exec", dont_inherit=True), vars(module)))
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def call(path: Path, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """Calls something from a user's file.
+
+    Raises:
+        BadFile: for whatever it does wrong, with the line of the file; what Limbeck itself complains of stays.
+    """
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does wrong
-        raise BadFile(f"{path} could not be run: {type(error).__name__}: {error}.") from error
-    return module
+        return function(*args, **settings)
+    except LimbeckError:
+        raise
+    except (Exception, SystemExit) as error:
+        where = str(path.resolve())
+        lines = [f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
+        text = " ".join(str(error).split())
+        raise BadFile(f"{path}{''.join(lines[-1:])} failed with {type(error).__name__}: {text}.") from error
 
 
 def sources_of(name: str, recipe: Recipe) -> list[str]:
@@ -106,9 +145,9 @@ def sources_of(name: str, recipe: Recipe) -> list[str]:
 
     def visit(part: Any) -> None:
         module = sys.modules.get(getattr(part, "__module__", "") or type(part).__module__)
-        file = getattr(module, "__file__", None)
-        if file and {"objectives", "students"} & set(Path(file).parts):
-            found.add(Path(file))
+        file = Path(getattr(module, "__file__", None) or "none")
+        if any(file.is_relative_to(catalogue.PACKAGE / room) for room in ("objectives", "students")):
+            found.add(file)
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             for field in dataclasses.fields(part):
                 value = getattr(part, field.name)
@@ -145,11 +184,12 @@ def read_description(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         raise BadFile(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} is not a readable recipe: {error}.") from None
     wanted = {"system": str, "problem": str, "seed": int, "threads": int, "settings": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in wanted.items()):
         raise BadFile(f"{path} is not a recipe: it needs {', '.join(wanted)}.")
+    in_range("threads", record["threads"], 1)
     return record
 
 
@@ -172,7 +212,9 @@ def load_run(folder: Path) -> Session:
         raise BadFile(f"{folder} is not a run's folder.")
     record = read_description(folder / "recipe.json")
     recipe, problem = rebuild(record)
-    session = Session(recipe, problem, folder, seed=record["seed"])
+    said: list[str] = []
+    session = Session(recipe, problem, folder, seed=record["seed"], say=said.append)
     if not session.finished:
-        raise BadFile(f"{folder} has not finished; go on with `limbeck distill ... --out {folder} --resume`.")
+        why = f"{folder} has not finished" + "".join(f": {text.rstrip('.')}" for text in said[:1])
+        raise BadFile(f"{why}; go on with `limbeck distill {folder}/recipe.json --out {folder} --resume`.")
     return session

@@ -1,7 +1,7 @@
 """Random numbers with a name: a draw depends on its seed and name alone, never on what was drawn before it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -77,7 +77,7 @@ class Rng:
 
 
 @contextmanager
-def seeded(*names: object) -> Iterator[None]:
+def seeded(*names: object) -> Generator[None]:
     """Seeds torch's global generators inside the block (dropout, initialisation) and restores them after it.
 
     >>> before = torch.get_rng_state()

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limbeck.errors import BadFile
+from limbeck.errors import BadFile, Failed, LimbeckError
 
 State = Mapping[str, Any]
 
@@ -55,35 +56,56 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes] | None = None, state: State | None = None) -> None:
-    """A folder with a state and other files, and checksums of all: built under another name, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    """A folder with a state and other files, written whole or not at all.
+
+    Raises:
+        Failed: if it cannot be written.
+    """
+    with new_folder(path) as folder:
         if state is not None:
             tensors, values = flatten(state)
-            save_file(tensors, temporary / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps(values))
+            save_file(tensors, folder / "state.safetensors")
+            (folder / "state.json").write_text(json.dumps(values))
         for name, content in (files or {}).items():
-            (temporary / name).write_bytes(content)
-        seal(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise BadFile(f"{path} could not be written: {error}.") from error
+            (folder / name).write_bytes(content)
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path]:
+    """A folder to fill under another name; after the block it is sealed, synced, and renamed, replacing an old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            seal(partial)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(partial, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path, error: type[LimbeckError] = Failed) -> Generator[None]:
+    """Turns what goes wrong on a disk inside the block into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as cause:
+        reason = str(cause).partition("] ")[2] or cause  # without "[Errno 28]"
+        raise error(f"{path} cannot be written: {reason}.") from cause
 
 
 def seal(folder: Path) -> None:
-    """Writes checksums of every file in a folder, and syncs all of it to disk."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != "checksums.json")
+    """Writes checksums of every file below a folder, and syncs all of it to disk."""
+    every = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names = sorted(name for name in every if name != "checksums.json")
     sums = {name: checksum(folder / name) for name in names}
     (folder / "checksums.json").write_text(json.dumps(sums))
-    for name in (*names, "checksums.json"):
-        _sync(folder / name)
-    _sync(folder)
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def is_whole(folder: Path) -> bool:
@@ -103,8 +125,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     if not is_whole(folder):
         raise BadFile(f"{folder} is damaged or incomplete.")
-    values = json.loads((folder / "state.json").read_text())
-    return unflatten({**values, **load_file(folder / "state.safetensors")})
+    try:
+        values = json.loads((folder / "state.json").read_text())
+        return unflatten({**values, **load_file(folder / "state.safetensors")})
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise BadFile(f"{folder} holds no state that can be read: {error}.") from error
 
 
 def checksum(path: Path) -> str:

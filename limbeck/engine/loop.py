@@ -201,7 +201,8 @@ class Run:
         for name in names:
             role = self.cast.roles[name]
             if role.optim.clip is not None and norms[name] > role.optim.clip:
-                torch._foreach_mul_(_grads(role.params), role.optim.clip / norms[name])
+                for grad in _grads(role.params):
+                    grad.mul_(role.optim.clip / norms[name])
             role.step(progress)
         for target in self.cast.targets.values():
             if target.role.name in names:
@@ -247,8 +248,8 @@ class Books:
 
     def __init__(self, run: Run, due: Sequence[Term]):
         self.run, self.due, self.parts = run, due, run.accumulate * run.world
-        self.sums = {term.name: [] for term in due}  # type: dict[str, list[Tensor]]
-        self.counts = {term.name: [] for term in due}  # type: dict[str, list[Tensor]]
+        self.sums: dict[str, list[Tensor]] = {term.name: [] for term in due}
+        self.counts: dict[str, list[Tensor]] = {term.name: [] for term in due}
         self.apart: dict[str, dict[Tensor, Tensor]] = {}
 
     def add(self, tick: Tick) -> None:

@@ -1,7 +1,7 @@
 """Who takes part: teachers that know, students and critics that learn, targets that follow."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -222,9 +222,7 @@ class Cast:
             return role.module
         name = f"{of}~{ema}"
         if name not in self.targets:
-            known = isinstance(role.module, Student | Denoiser)
-            copied = role.module.clone(trainable=False) if known else copy.deepcopy(role.module)
-            self.targets[name] = Target(role, copied.requires_grad_(False).eval(), ema)
+            self.targets[name] = Target(role, _copy(role.module).requires_grad_(False).eval(), ema)
         return self.targets[name].module
 
     def keep(self, name: str, state: K) -> K:
@@ -232,7 +230,7 @@ class Cast:
         return self.kept.setdefault(name, state)  # type: ignore[return-value]
 
     @contextmanager
-    def training(self, names: tuple[str, ...]) -> Iterator[None]:
+    def training(self, names: tuple[str, ...]) -> Generator[None]:
         """Inside, the parameters of these roles want gradients and no others do."""
         params = [p for name in names for p in self.roles[name].params.values() if not p.requires_grad]
         for p in params:
@@ -289,3 +287,9 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(path), leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    if isinstance(module, Student | Denoiser):
+        return module.clone(trainable=False)
+    return copy.deepcopy(module)

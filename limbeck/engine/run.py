@@ -4,17 +4,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch import nn
 
-from limbeck.engine.checkpoint import is_whole, read_state, seal, write_folder
+from limbeck.engine.checkpoint import is_whole, new_folder, read_state, write_folder, writing
 from limbeck.engine.loop import Run, Step
 from limbeck.engine.recipe import Make, Prior, Problem, Recipe, Stage, Trial
 from limbeck.engine.roles import load_module
-from limbeck.errors import BadFile
+from limbeck.errors import BadFile, BadSetting, LimbeckError
 
 KEPT = 2
 """Checkpoints that stay on disk: the newest, and the one before in case the newest is damaged."""
@@ -56,28 +57,47 @@ class Session:
             self._recall(stage)
         for path in sorted((self.folder / "checkpoint").glob("[0-9]*"), reverse=True):
             if not is_whole(path):
-                self.say(f"checkpoint {path.name} is damaged; the one before it is used.")
+                self.say(f"checkpoint {path.name} is damaged; the one before it is used, if there is one.")
             elif int(path.name.split("-")[0]) == index:
                 return index, read_state(path)
         return index, None
 
     def _done(self, stage: Stage | Make) -> bool:
-        return is_whole(self.prior.folder(stage.name))
+        folder = self.prior.folder(stage.name)
+        whole = is_whole(folder)
+        if folder.exists() and not whole:
+            self.say(f"the result of stage {stage.name} is damaged; it is made again.")
+        return whole
 
     def _recall(self, stage: Stage | Make) -> None:
         if isinstance(stage, Stage):
-            run = stage.start(self.problem, self.prior, self.seed)
-            load_module(run.student, read_state(self.prior.folder(stage.name)))
-            self.prior.students[stage.name] = run.student
+            student = self._start(stage).student
+            self._load(lambda state: load_module(student, state), read_state(self.prior.folder(stage.name)))
+            self.prior.students[stage.name] = student
 
     def _open(self, index: int) -> Run | None:
         if index == len(self.recipe.stages) or isinstance(stage := self.recipe.stages[index], Make):
             return None
-        run = stage.start(self.problem, self.prior, self.seed)
+        run = self._start(stage)
         if self._state is not None:
-            run.load_state_dict(self._state)
+            self._load(run.load_state_dict, self._state)
             self._state = None
         return run
+
+    def _start(self, stage: Stage) -> Run:
+        try:
+            return stage.start(self.problem, self.prior, self.seed)
+        except LimbeckError:
+            raise
+        except Exception as error:  # whatever a user's parts do wrong, and what torch says about a setting
+            text = " ".join(str(error).split())
+            raise BadSetting(f"stage {stage.name} cannot be set up: {type(error).__name__}: {text}.") from error
+
+    def _load(self, load: Callable[[Mapping[str, Any]], None], state: Mapping[str, Any]) -> None:
+        try:
+            load(state)
+        except (RuntimeError, KeyError) as error:
+            raise BadFile(f"{self.folder} holds a state of other parts than its recipe and problem make.") from error
 
     @property
     def position(self) -> tuple[int, int]:
@@ -101,40 +121,38 @@ class Session:
 
     def __iter__(self) -> Iterator[tuple[Stage, Step]]:
         """Runs to the end, or until ``stopping`` is set; then a checkpoint is written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._metrics() as metrics:
-            while self._index < len(self.recipe.stages):
-                stage = self.recipe.stages[self._index]
-                if isinstance(stage, Make):
-                    self._make(stage)
-                else:
-                    self.run = self.run or self._open(self._index)
-                    assert self.run is not None
-                    for step in self.run:
-                        record = {"stage": stage.name, "i": step.i, "losses": step.losses, "norms": step.norms}
-                        metrics.write(json.dumps({**record, "skipped": step.skipped}) + "\n")
-                        yield stage, step
-                        due = self.checkpoint_every and step.i % self.checkpoint_every == 0
-                        if (due or self.stopping) and step.i < self.run.steps:
-                            metrics.flush()
-                            self.checkpoint()
-                        if self.stopping:
-                            return
-                    self._finish(stage, self.run)
-                self._index, self.run = self._index + 1, None
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._metrics() as metrics:
+                while not self.finished and not self.stopping:
+                    stage = self.recipe.stages[self._index]
+                    if isinstance(stage, Make):
+                        self._make(stage)
+                    else:
+                        yield from self._train(stage, metrics)
 
     def _make(self, stage: Make) -> None:
-        folder = self.prior.folder(stage.name)
-        partial = folder.with_name(f".{stage.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        stage.make(self.problem, self.prior, partial, self.seed)
-        seal(partial)
-        os.replace(partial, folder)
+        with new_folder(self.prior.folder(stage.name)) as folder:
+            stage.make(self.problem, self.prior, folder, self.seed)
+        self._index += 1
 
-    def _finish(self, stage: Stage, run: Run) -> None:
+    def _train(self, stage: Stage, metrics: TextIO) -> Iterator[tuple[Stage, Step]]:
+        self.run = run = self.run or self._open(self._index)
+        assert run is not None
+        for step in run:
+            record = {"stage": stage.name, "i": step.i, "losses": step.losses, "norms": step.norms}
+            metrics.write(json.dumps({**record, "skipped": step.skipped}) + "\n")
+            yield stage, step
+            due = self.checkpoint_every and step.i % self.checkpoint_every == 0
+            if (due or self.stopping) and step.i < run.steps:
+                _flush(metrics)
+                self.checkpoint()
+            if self.stopping and step.i < run.steps:
+                return
+        _flush(metrics)
         write_folder(self.prior.folder(stage.name), state=run.student.state_dict())
         self.prior.students[stage.name] = run.student
+        self._index, self.run = self._index + 1, None
 
     def checkpoint(self) -> None:
         """Writes the state of the stage under way, and removes all checkpoints but the newest few."""
@@ -147,23 +165,24 @@ class Session:
     def _metrics(self) -> TextIO:
         """metrics.jsonl, cut back to what happened before the checkpoint that we go on from."""
         path = self.folder / "metrics.jsonl"
+        path.touch()
+        lines = path.read_bytes().splitlines(keepends=True)
+        os.truncate(path, sum(map(len, takewhile(self._has_happened, lines))))
+        return path.open("a")
+
+    def _has_happened(self, line: bytes) -> bool:
         names = [stage.name for stage in self.recipe.stages]
-        kept: list[str] = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                    place = names.index(record["stage"]), int(record["i"])
-                except (ValueError, KeyError):
-                    break
-                if place > self.position:
-                    break
-                kept.append(line)
         try:
-            path.write_text("".join(f"{line}\n" for line in kept))
-            return path.open("a")
-        except OSError as error:
-            raise BadFile(f"{path} could not be written: {error}.") from error
+            record = json.loads(line)
+            place = names.index(record["stage"]), int(record["i"])
+        except (ValueError, KeyError, TypeError):
+            return False
+        return line.endswith(b"\n") and place <= self.position
+
+
+def _flush(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def run_recipe(recipe: Recipe, problem: Problem, *, seed: int = 0) -> Trial:

@@ -14,6 +14,8 @@ class Schedule(ABC):
     def __call__(self, progress: float) -> float: ...
 
     def __mul__(self, factor: "float | Schedule") -> "Schedule":
+        if not isinstance(factor, int | float | Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return NotImplemented  # an objective knows how to be weighed
         return Product(first=self, second=factor)
 
     __rmul__ = __mul__

@@ -3,16 +3,19 @@
 import ast
 import dataclasses
 import difflib
+import re
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from limbeck.engine.objective import Objective, Scaled, Sum
 from limbeck.engine.recipe import Make, Recipe, Stage
+from limbeck.engine.schedule import Schedule
 from limbeck.errors import BadSetting
 
 Simple = bool | int | float | str | None | tuple[Any, ...]
-_HIDDEN = {"name", "student", "teacher", "data", "paper", "claim"}
+_HIDDEN = {"name", "paper", "claim"}
 
 
 def settings(part: Any) -> dict[str, Any]:
@@ -36,8 +39,16 @@ def plain(part: Any) -> dict[str, Simple]:
     for path, value in settings(part).items():
         if isinstance(value, Objective) or any(path.startswith(f"{above}.") for above in found):
             continue
-        found[path] = repr(value) if dataclasses.is_dataclass(value) else value
+        text = repr(value) if dataclasses.is_dataclass(value) else value
+        if _is_simple(text):  # what is not, such as a function, comes from the recipe alone
+            found[path] = text
     return found
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_simple, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def override(part: Any, values: Mapping[str, Any]) -> Any:
@@ -45,7 +56,7 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
 
     Args:
         part: a recipe, stage or objective.
-        values: by path; text is read as a number, None, a tuple, or a part such as ``Uniform(lo=0.1)``.
+        values: by path, in any order; text is read as a number, None, a tuple, or a part such as ``Uniform(lo=0.1)``.
 
     Raises:
         BadSetting: a path that does not exist or is ambiguous, a value of the wrong type or out of range.
@@ -57,10 +68,18 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
     Traceback (most recent call last):
     limbeck.errors.BadSetting: there is no setting 'critic-stepz'; did you mean critic_steps?
     """
+    left: dict[str, BadSetting] = {}
     for path, value in values.items():
-        for full in find(settings(part), path):
-            part = _put(part, full.split("."), value, full)
-    return part
+        try:
+            changed = part
+            for full in find(settings(part), path):
+                changed = _put(changed, full.split("."), value, full)
+            part = changed
+        except BadSetting as error:  # it may fit once another setting has changed
+            left[path] = error
+    if len(left) == len(values) > 0:
+        raise next(iter(left.values()))
+    return override(part, {path: values[path] for path in left}) if left else part
 
 
 def find(known: Mapping[str, Any], path: str) -> list[str]:
@@ -100,8 +119,17 @@ def _children(part: Any) -> dict[str, tuple[Any, Any]]:
         return {}
     hints = get_type_hints(type(part))
     fields = [f.name for f in dataclasses.fields(part) if not (f.name in _HIDDEN and isinstance(part, Stage | Make))]
-    kinds = {name: None if isinstance(getattr(part, name), Mapping | Objective) else hints[name] for name in fields}
+    fields = [name for name in fields if not callable(value := getattr(part, name)) or dataclasses.is_dataclass(value)]
+    parts_only = {
+        name for name in fields if isinstance(value := getattr(part, name), Mapping | Objective) or _makes(value)
+    }
+    kinds = {name: None if name in parts_only else hints[name] for name in fields}
     return {name: (getattr(part, name), kinds[name]) for name in fields}
+
+
+def _makes(value: Any) -> bool:
+    """Whether it makes a stage's student, teacher or data: its own settings can be changed, it cannot be replaced."""
+    return callable(value) and not isinstance(value, Schedule)
 
 
 def _labels(part: Sum) -> list[str]:
@@ -122,12 +150,12 @@ def _put(part: Any, path: list[str], value: Any, full: str) -> Any:
         parts = zip(_labels(part), part.parts, strict=True)
         return Sum(parts=tuple(_put(p, rest, value, full) if label == name else p for label, p in parts))
     inner, kind = _children(part)[name]
-    new = _put(inner, rest, value, full) if rest else parse(value, kind, full)
+    new = _put(inner, rest, value, full) if rest else parse(value, kind, full, inner)
     return {**part, name: new} if isinstance(part, Mapping) else dataclasses.replace(part, **{name: new})
 
 
-def parse(value: Any, kind: Any, path: str) -> Any:
-    """A value of the annotated kind, from text or as it is.
+def parse(value: Any, kind: Any, path: str, now: Any = None) -> Any:
+    """A value of the annotated kind, from text or as it is; parts are looked up beside the one that is there ``now``.
 
     >>> parse("1e-4", float, "lr"), parse("none", float | None, "clip"), parse("3", tuple[int, ...] | int, "n")
     (0.0001, None, 3)
@@ -135,13 +163,15 @@ def parse(value: Any, kind: Any, path: str) -> Any:
     Traceback (most recent call last):
     limbeck.errors.BadSetting: steps must be int, got 'many'.
     """
-    read = _read(value, path) if isinstance(value, str) else value
+    if isinstance(value, str) and value == repr(now):
+        return now
+    read = _read(value, path, type(now).__module__) if isinstance(value, str) else value
     for candidate in (read, value):
         fitted = _fit(candidate, kind)
         if fitted is not _UNFIT:
             return fitted
-    wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
-    raise BadSetting(f"{path} must be {str(wanted).replace('limbeck.', '')}, got {value!r}.")
+    wanted = kind.__name__ if isinstance(kind, type) else re.sub(r"\b(\w+\.)+", "", str(kind))
+    raise BadSetting(f"{path} must be {wanted}, got {value!r}.")
 
 
 _UNFIT = object()
@@ -163,34 +193,35 @@ def _fit(value: Any, kind: Any) -> Any:
     if kind is None or kind is type(None):
         return None if value is None else _UNFIT
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 1e308 else _UNFIT
     fits = isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     return value if fits else _UNFIT
 
 
-def _read(text: str, path: str) -> Any:
+def _read(text: str, path: str, module: str) -> Any:
     """A literal, none/true/false in any case, or a part written as a call with keywords; other text as it is."""
     if (word := text.strip().lower()) in _WORDS:
         return _WORDS[word]
     try:
-        tree = ast.parse(text, mode="eval").body
-        return _value(tree, path)
-    except (SyntaxError, ValueError):
+        return _value(ast.parse(text, mode="eval").body, path, module)
+    except BadSetting:
+        raise
+    except (SyntaxError, ValueError, TypeError, RecursionError):
         return text
 
 
 _WORDS = {"none": None, "true": True, "false": False}
 
 
-def _value(node: ast.expr, path: str) -> Any:
+def _value(node: ast.expr, path: str, module: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
         import limbeck
 
-        kind = getattr(limbeck, node.func.id, None)
+        kind = getattr(limbeck, node.func.id, None) or getattr(sys.modules[module], node.func.id, None)
         if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
             raise BadSetting(f"{path}: there is no part {node.func.id}.")
         values = {
-            str(k.arg): parse(_value(k.value, path), get_type_hints(kind).get(str(k.arg), Any), str(k.arg))
+            str(k.arg): parse(_value(k.value, path, module), get_type_hints(kind).get(str(k.arg), Any), str(k.arg))
             for k in node.keywords
         }
         names = {f.name for f in dataclasses.fields(kind)}
@@ -198,5 +229,5 @@ def _value(node: ast.expr, path: str) -> Any:
             raise BadSetting(f"{path}: {node.func.id} has no setting {unknown[0]!r}, only {', '.join(sorted(names))}.")
         return kind(**values)
     if isinstance(node, ast.Tuple | ast.List):
-        return tuple(_value(item, path) for item in node.elts)
+        return tuple(_value(item, path, module) for item in node.elts)
     return ast.literal_eval(node)

@@ -1,6 +1,6 @@
 """One micro-batch of one tick, as a loss sees it: batch, named random numbers, and passes that are made once."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -164,7 +164,7 @@ class Tick:
 
 
 @contextmanager
-def same_buffers(module: nn.Module) -> Iterator[None]:
+def same_buffers(module: nn.Module) -> Generator[None]:
     """Inside, a pass may change the module's buffers (running statistics); after it they are as before."""
     saved = [buffer.clone() for buffer in module.buffers()]
     try:

@@ -86,7 +86,8 @@ class GAN(Objective):
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         joined = (self.critic.join(cast),) if self.on == "critic" else ()
         eyes = cast.need(self.on, Featured, by=self)
-        heads = cast.role("discriminator", lambda: Heads(eyes.taps, self.hidden), spec=self).module
+        like = next(eyes.parameters())  # dtype and device
+        heads = cast.role("discriminator", lambda: Heads(eyes.taps, self.hidden).to(like), spec=self).module
 
         def logits(seen: Noised) -> Tensor:
             return heads(eyes.look(seen.x_t, seen.t, seen.cond, taps=tuple(eyes.taps), x0=False).features)

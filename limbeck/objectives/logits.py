@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.engine.objective import Loss, Objective, Term
@@ -27,7 +27,8 @@ def soft_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Te
     """
     s = F.log_softmax(_wide(student) / temperature, -1)
     t = F.log_softmax(_wide(teacher).detach() / temperature, -1)
-    return temperature**2 * (t.exp() * (t - s)).sum(-1)
+    value = (t.exp() * (t - s)).sum(-1)
+    return temperature**2 * (value + (-value).clamp_min(0).detach())  # rounding alone goes below 0; gradients stay
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ class KD(Objective):
 
     Source: Hinton et al. 2015, arXiv 1503.02531, sec. 2.
 
+    >>> from torch import nn
     >>> from limbeck import Dataset, distill
     >>> data = Dataset(x=torch.randn(9, 4), y=torch.arange(9) % 3)
     >>> run = distill(nn.Linear(4, 3), nn.Linear(4, 3), KD(), data, steps=1, batch=8)
@@ -95,6 +97,7 @@ class CrossEntropy(Objective):
     Args:
         smoothing: share of the target that is spread over all classes.
 
+    >>> from torch import nn
     >>> from limbeck import Dataset, distill
     >>> data = Dataset(x=torch.randn(9, 4), y=torch.arange(9) % 3)
     >>> sorted(next(iter(distill(None, nn.Linear(4, 3), CrossEntropy(), data, steps=1, batch=8))).losses)

@@ -85,6 +85,16 @@ def jitter(
     return moved + noise * rng.normal(*x.shape, dtype=x.dtype)
 
 
+def jittered(x: Tensor, y: Tensor) -> Source:
+    """Labelled images as fresh views under `jitter`: fields x [n, 1, 8, 8] and y [n]."""
+
+    def make(n: int, rng: Rng) -> Batch:
+        index = rng.integers(n, len(x))
+        return {"x": jitter(x[index], rng), "y": y[index]}
+
+    return Drawn(make, fields=("x", "y"))
+
+
 class DigitFeatures(nn.Module):
     """A small classifier of digits: its penultimate layer is the feature space, its logits are the judge.
 
@@ -199,15 +209,10 @@ def load_judge() -> DigitFeatures:
 def train_judge() -> nn.Module:
     """Trains the classifier on augmented images."""
     x, y, _, _ = split()
-
-    def make(n: int, rng: Rng) -> Batch:
-        index = rng.integers(n, len(x))
-        return {"x": jitter(x[index], rng), "y": y[index]}
-
     with seeded("digits", "features"):
         judge = DigitFeatures()
     optim = Adam(lr=3e-3, weight_decay=0.05, schedule=Cosine())
-    distill(None, judge, CrossEntropy(), Drawn(make, fields=("x", "y")), steps=1500, batch=128, optim=optim).finish()
+    distill(None, judge, CrossEntropy(), jittered(x, y), steps=1500, batch=128, optim=optim).finish()
     judge.eval().standardise(x)
     return judge
 

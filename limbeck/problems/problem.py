@@ -1,7 +1,6 @@
 """What to distil on: a teacher, data if there are any, conditions, a student network, and how to judge a result."""
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,7 +102,7 @@ class Classification(Problem):
     train: tuple[Tensor, Tensor]
     heldout: tuple[Tensor, Tensor]
 
-    @cached_property
+    @property
     def source(self) -> Source:
         return Dataset(x=self.train[0], y=self.train[1])
 

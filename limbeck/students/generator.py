@@ -1,6 +1,7 @@
 """Students that map noise to samples: one-step and few-step generators around any denoiser."""
 
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -46,11 +47,6 @@ class FewStep(Student):
         if not ratios or any(a <= b for a, b in zip(ratios, (*ratios[1:], 0.0), strict=True)):
             raise BadSetting(f"ratios must decrease and stay above 0, got {ratios}.")
         self.denoiser, self.ratios, self.shape = denoiser, tuple(map(float, ratios)), tuple(shape)
-
-    @classmethod
-    def of_teacher(cls, problem: "Generative", prior: "Prior | None" = None) -> Self:
-        """Four steps, started from the teacher."""
-        return cls(problem.network(), ratios=(80.0, 10.0, 2.5, 0.6), shape=problem.shape)
 
     @property
     def process(self) -> Process:
@@ -110,7 +106,22 @@ class OneStep(FewStep):
     def __init__(self, denoiser: Denoiser, *, shape: tuple[int, ...], ratio: float = 80.0):
         super().__init__(denoiser, ratios=(ratio,), shape=shape)
 
-    @classmethod
-    def of_teacher(cls, problem: "Generative", prior: "Prior | None" = None) -> Self:
-        """Started from the teacher."""
-        return cls(problem.network(), shape=problem.shape)
+
+@dataclass(frozen=True, kw_only=True)
+class FromTeacher:
+    """Makes the student of a recipe's stage: a generator that starts as a copy of the teacher.
+
+    Args:
+        ratios: noise levels σ/α of its steps, from the noisiest down; one of them for a one-step generator.
+
+    >>> from limbeck.problems.mixture2d import Mixture2D
+    >>> type(FromTeacher(ratios=(80.0,))(Mixture2D())).__name__
+    'OneStep'
+    """
+
+    ratios: tuple[float, ...] = (80.0,)
+
+    def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> FewStep:
+        if len(self.ratios) == 1:
+            return OneStep(problem.network(), shape=problem.shape, ratio=self.ratios[0])
+        return FewStep(problem.network(), shape=problem.shape, ratios=self.ratios)

@@ -1,11 +1,11 @@
 """Processes: conversions, inverses and rates against each other and against autodiff."""
 
 import math
-from itertools import permutations
 from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import jvp
 
 from limbeck import EDM, VP, ExactDataset, Form, Process, RectifiedFlow, Rng, Trained, TrigFlow, like
@@ -25,22 +25,25 @@ def noised(process: Process, seed: int, shape: tuple[int, ...] = (3,)):
 
 @every_process
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("source", "target"), list(permutations(FORMS, 2)))
-def test_round_trip_of_forms(process: Process, source: Form, target: Form, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("source", FORMS)
+def test_round_trip_of_forms(process: Process, source: Form, shape: tuple[int, ...]) -> None:
     x0, eps, t, x_t = noised(process, 0, shape)
-    a, b = process.coefficients(source, t)
-    value = like(a, x0) * x0 + like(b, x0) * eps
-    there = process.convert(value, x_t, t, source, target)
-    a, b = process.coefficients(target, t)
-    close(there, like(a, x0) * x0 + like(b, x0) * eps)
-    close(process.convert(there, x_t, t, target, source), value)
+
+    def value(form: Form) -> Tensor:
+        a, b = process.coefficients(form, t)
+        return like(a, x0) * x0 + like(b, x0) * eps
+
+    for target in FORMS:
+        there = process.convert(value(source), x_t, t, source, target)
+        close(there, value(target))
+        close(process.convert(there, x_t, t, target, source), value(source))
 
 
 @every_process
-@pytest.mark.parametrize("form", FORMS)
-def test_converting_a_form_to_itself_changes_nothing(process: Process, form: Form) -> None:
+def test_converting_a_form_to_itself_changes_nothing(process: Process) -> None:
     value, _, t, x_t = noised(process, 1)  # any number is a prediction, also one that is no sample of the process
-    close(process.convert(value, x_t, t, form, form), value)
+    for form in FORMS:
+        close(process.convert(value, x_t, t, form, form), value)
 
 
 @every_process

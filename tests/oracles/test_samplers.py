@@ -62,7 +62,7 @@ def error_on_mixture(sampler: Sampler, process: Process, seed: int, n: int) -> f
 
 
 @every_process
-@seeds
+@pytest.mark.parametrize("seed", range(2))
 @samplers
 def test_order_on_a_mixture(sampler: Sampler, order: int, process: Process, seed: int) -> None:
     coarse, fine = (error_on_mixture(sampler, process, seed, n) for n in (80, 160))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from limbeck import (
+    CFG,
     DMD,
     EDM,
     SDS,
@@ -57,7 +58,7 @@ from tests.oracles.exact import (
     tensor,
 )
 
-ratios = pytest.mark.parametrize("ratio", [0.05, 0.6, 4.0])
+RATIOS = (0.05, 0.6, 4.0)
 
 
 # Score distillation sampling
@@ -72,7 +73,7 @@ def sds_gradient(x: Tensor, teacher: GaussianMixture, ratio: Tensor | float) -> 
 
 
 @every_process
-@ratios
+@pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("d", [1, 2])
 def test_expected_gradient_of_sds(process: Process, ratio: float, d: int) -> None:
     teacher, x = mixture(0, k=1, d=d, process=process), Rng(0).normal(d, dtype=F64)
@@ -112,6 +113,26 @@ def test_a_run_descends_the_mean_over_levels(times: Times) -> None:
     expected = sds_gradient(x, teacher, process.ratio(times.at(u, process))).mean(0)
     moved = descended(SDS(times=times), teacher, Particles(x.expand(n, 2)), batch=n)
     assert_mean(n * moved["x"], expected)
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(scale=3.0), CFG(scale=0.0)], ids=str)
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_a_run_descends_guided_sds(guidance: CFG | None, ratio: float) -> None:
+    """w·E[ε_u + s·(ε_c − ε_u) − ε] with ε_θ = −σ·∇ln p_t by autodiff, for particles of two classes at one place."""
+    n, scale, teacher = 40_000, 1.0 if guidance is None else guidance.scale, mixture(3, k=4, d=1, classes=2)
+    x, labels = torch.full((n, 1), 0.4, dtype=F64), torch.arange(n) % 2
+    objective = SDS(times=AtRatio(ratio), guidance=guidance)
+    moved = n * descended(objective, teacher, Particles(x, cond=labels), batch=n)["x"]
+    eps, weights = normal_grid()
+    t = torch.full((len(eps),), ratio, dtype=F64)
+    for label in (0, 1):
+        x_t = (0.4 + ratio * eps)[:, None].requires_grad_()
+        towards, away = (
+            -ratio * torch.autograd.grad(teacher.log_prob(x_t, t, cond).sum(), x_t)[0][:, 0]
+            for cond in (torch.full((len(eps),), label), None)
+        )
+        expected = ratio**2 / (1 + ratio**2) * (weights @ (away + scale * (towards - away) - eps))
+        assert_mean(moved[labels == label], expected[None], share=0.2)
 
 
 @pytest.mark.parametrize("objective", [SDS(times=AtRatio(0.7)), DMD(critic_steps=1, times=AtRatio(0.7))], ids=repr)
@@ -167,6 +188,12 @@ def diffused(a: Tensor, b: Tensor, ratio: float) -> MultivariateNormal:
     return MultivariateNormal(a, b @ b.mT + ratio**2 * torch.eye(len(a), dtype=F64))
 
 
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x, T, ψ, t) → [B]."""
+Divergence = Callable[[GaussianMixture, float], Callable[[Tensor, Tensor], Tensor]]
+"""(teacher, ratio) → (a, b) → a number."""
+
+
 def diffused_kl(teacher: GaussianMixture, ratio: float) -> Callable[[Tensor, Tensor], Tensor]:
     """(a, b) ↦ KL(q_t ‖ p_t), which the scale α leaves as it is."""
     return lambda a, b: kl_divergence(
@@ -175,12 +202,7 @@ def diffused_kl(teacher: GaussianMixture, ratio: float) -> Callable[[Tensor, Ten
 
 
 def expectation(
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    teacher: GaussianMixture,
-    student: Affine,
-    ratio: float,
-    *,
-    exact_critic: bool = True,
+    loss: Loss, teacher: GaussianMixture, student: Affine, ratio: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """(a, b) ↦ E[loss(x, T, ψ, t)] over x = a + bz and ε by quadrature, exact since all is of low degree.
 
@@ -199,39 +221,43 @@ def expectation(
     return value
 
 
+def assert_descends(
+    loss: Loss, divergence: Divergence, pair: tuple[GaussianMixture, Affine], factor: Callable[[float], float]
+) -> None:
+    """The expected gradient of a loss is a factor times that of a divergence, at several levels."""
+    teacher, student = pair
+    for ratio in RATIOS:
+        moved = gradient(expectation(loss, teacher, student, ratio), student.a, student.b)
+        wanted = gradient(divergence(teacher, ratio), student.a, student.b)
+        for actual, expected in zip(moved, wanted, strict=True):
+            close(actual, factor(ratio) * expected, 1e-11)
+
+
 @every_process
 @seeds
-@ratios
 @pytest.mark.parametrize("d", [1, 2])
-def test_dmd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int, ratio: float, d: int) -> None:
+def test_dmd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int, d: int) -> None:
     """∇KL(q_t ‖ p_t) = E[α·(∇ln q_t − ∇ln p_t)·∂x] = r⁻²·E[(ψ − T)·∂x], the score itself having mean zero.
 
     DMD without its normaliser is E[(ψ − T)·∂x]/D, that is r²/D times the gradient of the KL divergence: over levels
     it descends E_t[r(t)²·KL(q_t ‖ p_t)]/D.
     """
-    teacher, student = pair(seed, d, process)
 
     def loss(x: Tensor, real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
         return distribution_matching(x, real.detach(), fake.detach(), normalise=False)
 
-    moved = gradient(expectation(loss, teacher, student, ratio), student.a, student.b)
-    for actual, expected in zip(moved, gradient(diffused_kl(teacher, ratio), student.a, student.b), strict=True):
-        close(actual, ratio**2 / d * expected)
+    assert_descends(loss, diffused_kl, pair(seed, d, process), lambda r: r**2 / d)
 
 
 @every_process
 @seeds
-@ratios
-def test_vsd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int, ratio: float) -> None:
+def test_vsd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int) -> None:
     """VSD weighs (ψ − T) by r/(1 + r²) and sums over D: r³/(1 + r²) times the gradient of the KL divergence."""
-    teacher, student = pair(seed, 2, process)
 
     def loss(x: Tensor, real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
         return along(x, score_difference(real, fake, t, process))
 
-    moved = gradient(expectation(loss, teacher, student, ratio), student.a, student.b)
-    for actual, expected in zip(moved, gradient(diffused_kl(teacher, ratio), student.a, student.b), strict=True):
-        close(actual, ratio**3 / (1 + ratio**2) * expected)
+    assert_descends(loss, diffused_kl, pair(seed, 2, process), lambda r: r**3 / (1 + r**2))
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 4, 4)], ids=str)
@@ -270,11 +296,10 @@ def fisher(teacher: GaussianMixture, ratio: float, *, frozen: bool) -> Callable[
 
 @every_process
 @seeds
-@ratios
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize(("alpha", "frozen"), [(0.5, False), (1.0, True)], ids=["fisher", "frozen"])
 def test_sid_is_half_the_gradient_of_the_fisher_divergence(
-    process: Process, seed: int, ratio: float, d: int, alpha: float, frozen: bool
+    process: Process, seed: int, d: int, alpha: float, frozen: bool
 ) -> None:
     """With δ = T − ψ and F = E‖δ‖²: E⟨δ, T − x⟩ = E⟨δ, δ⟩ because E[x | x_t] = ψ, and F is the largest value of
 
@@ -284,16 +309,14 @@ def test_sid_is_half_the_gradient_of_the_fisher_divergence(
     the second part, at fixed ψ, is the share of dF that comes through sampling, so what stays is half the share that
     comes through ψ.
     """
-    teacher, student = pair(seed, d, process)
 
     def loss(x: Tensor, real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
         return identity_score(x, real, fake, alpha=alpha, normalise=False)
 
-    moved = gradient(expectation(loss, teacher, student, ratio), student.a, student.b)
-    for actual, expected in zip(
-        moved, gradient(fisher(teacher, ratio, frozen=frozen), student.a, student.b), strict=True
-    ):
-        close(actual, expected / 2, 1e-11)
+    def divergence(teacher: GaussianMixture, ratio: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return fisher(teacher, ratio, frozen=frozen)
+
+    assert_descends(loss, divergence, pair(seed, d, process), lambda _: 0.5)
 
 
 def test_fisher_by_scores() -> None:
@@ -440,8 +463,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("process", PROCESSES[:2], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("ratio", [0.4, 1.5])
+@pytest.mark.parametrize(("process", "ratio"), [(VP(), 0.4), (EDM(), 1.5)], ids=["vp", "edm"])
 def test_a_run_descends_the_divergence(name: str, process: Process, ratio: float) -> None:
     make, divergence = RUNS[name]
     teacher, student = with_exact_critic(0, 2, process)
@@ -494,13 +516,13 @@ def spread(objective: SDS | VSD | DMD, seed: int, *, steps: int, lr: float) -> T
 
 @seeds
 def test_sds_collapses_where_distribution_matching_keeps_the_spread(seed: int) -> None:
-    collapsed = spread(SDS(), seed, steps=250, lr=0.1)
-    kept = spread(DMD(critic_steps=1), seed, steps=400, lr=0.04)
+    collapsed = spread(SDS(), seed, steps=200, lr=0.1)
+    kept = spread(DMD(critic_steps=1), seed, steps=300, lr=0.05)
     assert (collapsed < 0.5).all()
     assert ((kept > 0.75) & (kept < 1.25)).all()
     assert (collapsed < 0.5 * kept).all()
 
 
 def test_vsd_keeps_the_spread() -> None:
-    kept = spread(VSD(), 0, steps=400, lr=0.04)
+    kept = spread(VSD(), 0, steps=300, lr=0.05)
     assert ((kept > 0.75) & (kept < 1.25)).all()

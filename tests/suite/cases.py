@@ -1,8 +1,8 @@
 """What the shared suite runs: every exported part, found by introspection, in small runs that can be built again.
 
-A new export needs nothing here if its constructor needs no arguments and it fits one of the teachers, students and data
-below. Otherwise give it an entry in TEACHERS, STUDENTS or OBJECTIVES (how to make it) or in DATA (what its batches are);
-further entries are variants of an export, and run through everything too.
+A new export needs nothing here if its constructor needs no arguments and it fits one of the teachers, students
+and data below. Otherwise give it an entry in TEACHERS, STUDENTS or OBJECTIVES (how to make it) or in DATA (what
+its batches are); further entries are variants of an export, and run through everything too.
 """
 
 import importlib
@@ -118,7 +118,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "KD, cold": lambda: KD(temperature=1.0),
 }
 
-MEET = {("GAN", "SiD, times of the GAN")}
+MEET = {("GAN", "SiD, times of the GAN"), ("DMD", "GAN, trains the critic")}
+"""Pairs of an export and another's variant that are added too; see `couples`."""
 
 DATA: dict[str, Callable[[Kind], Source]] = {}
 

@@ -65,6 +65,18 @@ def squares(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weighted(Objective):
+    """Each example's loss and weight is the number of its row, and its gradient by the first coordinate is 1."""
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        def loss(tick: Tick) -> Loss:
+            x, row = tick.draw().x[:, 0], torch.arange(tick.place.total).double()[tick.place.part]
+            return Loss(x - x.detach() + row, row)
+
+        return (Term("weighted", "student", loss, of=self),)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Coupled(Objective):
     """The mean of the batch's samples at zero: a loss of the whole batch."""
 

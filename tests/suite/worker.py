@@ -1,4 +1,4 @@
-"""Runs in processes of their own: built again, resumed, and on two ranks. ``python -m tests.suite.worker JOB FOLDER``."""
+"""Runs in processes of their own: built again, resumed, on two ranks. ``python -m tests.suite.worker JOB FOLDER``."""
 
 import json
 import os
@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from limbeck.engine import SGD, Adam, RAdam, Run, Tick
 from limbeck.engine.checkpoint import read_state, write_folder
+from limbeck.errors import Incompatible
 from limbeck.objectives import DMD, GAN, SDS
 from tests.suite.cases import EXACT, Case, finished
-from tests.suite.probes import Ragged, Watch
+from tests.suite.probes import Coupled, Ragged, Watch
 
 ROOT = Path(__file__).parents[2]
 WORLD = 2
@@ -78,6 +79,15 @@ def shown() -> dict[str, torch.Tensor]:
     return watch.notes[0]
 
 
+def refused() -> str:
+    """What is said to a loss that couples its batch."""
+    try:
+        Case("SDS", "Particles", "Trained").run(Coupled())
+    except Incompatible as refusal:
+        return str(refusal)
+    return "fits"
+
+
 def again(folder: Path, made: dict[str, Make]) -> dict[str, object]:
     """Every run from its start."""
     return {name: finished(make()) for name, make in made.items()}
@@ -103,7 +113,7 @@ def rank(folder: Path, made: dict[str, Make]) -> dict[str, object]:
     """What one rank of several sees."""
     where = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=where, rank=int(os.environ["RANK"]), world_size=WORLD)
-    result = {"shown": shown(), **{name: record(make) for name, make in rank_plans().items()}}
+    result = {"shown": shown(), "coupled": refused(), **{name: record(make) for name, make in rank_plans().items()}}
     dist.destroy_process_group()
     return result
 

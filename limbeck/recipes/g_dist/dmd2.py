@@ -1,24 +1,25 @@
 """DMD2: distribution matching with a two-time-scale critic and a diffusion GAN. arXiv 2405.14867."""
 
-from limbeck.diffusion import Karras
-from limbeck.engine import EMA, Adam, Claim, Cosine, Paper, Recipe, Stage
+from limbeck.diffusion import Karras, LogNormal
+from limbeck.engine import EMA, Adam, Claim, Linear, Paper, Recipe, Stage
 from limbeck.objectives import DMD, GAN, Critic
 from limbeck.problems.problem import Generative
 from limbeck.recipes.claims import one_step_frechet
-from limbeck.students import OneStep
+from limbeck.students import FromTeacher
 
 
-def recipe(problem: Generative, steps: int = 1_500) -> Recipe:
-    critic = Critic(times=Karras())
+def recipe(problem: Generative, steps: int = 1_000) -> Recipe:
+    critic, seen = Critic(times=LogNormal(mean=-0.8, std=1.4)), Karras(lo=0.02, hi=0.98)
+    gan = GAN(critic=critic, times=seen, critic_steps=2, feature_weight=0.3)
     return Recipe(
         stages=(
             Stage(
                 name="dmd2",
                 steps=steps,
-                student=OneStep.of_teacher,
-                objective=DMD(critic=critic, critic_steps=2) + 3e-3 * GAN(critic=critic, critic_steps=2),
-                optim={"default": Adam(lr=2e-4, betas=(0.0, 0.99), schedule=Cosine())},
-                ema=EMA(decay=0.995),
+                student=FromTeacher(ratios=(1.0,)),
+                objective=DMD(critic=critic, times=seen, critic_steps=2) + 0.3 * gan,
+                optim={"default": Adam(lr=5e-4, betas=(0.0, 0.99), schedule=Linear())},
+                ema=EMA(decay=0.99),
             ),
         ),
         paper=Paper("2405.14867", "Yin et al. 2024"),
