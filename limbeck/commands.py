@@ -120,12 +120,16 @@ def _start(
     if where.exists() and not where.is_dir():
         raise BadFile(f"{where} is a file; choose another --out.")
     if again is not None:
-        recipe, problem = loading.rebuild({**again, "problem": on})
-        recipe = override(recipe, values)
+        own = {**again["arguments"], **loading.arguments(system, values)}
+        recipe, problem = loading.rebuild({**again, "problem": on, "arguments": own})
+        recipe = override(
+            recipe, {path: values[path] for path in values if path not in own or path in settings_of(recipe)}
+        )
+        values = {**own, **values}
     else:
         problem = loading.load_problem(on)
         recipe = loading.load_recipe(system, problem, values)
-    record = loading.describe(system, on, seed or 0, recipe, problem.threads or torch.get_num_threads())
+    record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads())
     if not begun:
         if resume:
             _say(f"{where} holds no run; starting from the beginning.")

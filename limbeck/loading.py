@@ -60,18 +60,21 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
         fits = [other for other in catalogue.problems() if isinstance(load_problem(other), kind)]
         got = f"{problem.name} (a {type(problem).__mro__[1].__name__} problem)"
         raise Incompatible(name, need=f"a {_name(kind)} problem", got=got, fit=" or ".join(fits) or None)
-    parameters = [p for p in inspect.signature(make).parameters if p != "problem"]
-    own, others = {}, {}
-    for key, value in (values or {}).items():
-        plain_key = key.replace("-", "_")
-        if plain_key in parameters:
-            own[plain_key] = parse(value, hints.get(plain_key, Any), plain_key)
-        else:
-            others[key] = value
+    own = arguments(name, values or {})
     recipe = call(path, make, problem, **own)
     if not isinstance(recipe, Recipe):
         raise BadFile(f"{path}: recipe() must return a Recipe, got a {type(recipe).__name__}.")
-    return override(recipe, others)
+    return override(
+        recipe, {path: value for path, value in (values or {}).items() if path.replace("-", "_") not in own}
+    )
+
+
+def arguments(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that are arguments of the recipe's function, by its names and of its kinds."""
+    make, hints = _recipe(catalogue.find_recipe(name))
+    known = set(inspect.signature(make).parameters) - {"problem"}
+    given = {path.replace("-", "_"): value for path, value in values.items()}
+    return {key: parse(value, hints.get(key, Any), key) for key, value in given.items() if key in known}
 
 
 def _recipe(path: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -162,12 +165,15 @@ def sources_of(name: str, recipe: Recipe) -> list[str]:
     return sorted(str(path.relative_to(catalogue.PACKAGE)) for path in found if path.is_relative_to(catalogue.PACKAGE))
 
 
-def describe(system: str, problem: str, seed: int, recipe: Recipe, threads: int) -> dict[str, Any]:
+def describe(
+    system: str, problem: str, seed: int, values: Mapping[str, Any], recipe: Recipe, threads: int
+) -> dict[str, Any]:
     """What ``recipe.json`` holds: enough to run it again."""
     from limbeck import __version__
 
-    where = {"system": _portable(system), "problem": _portable(problem), "seed": seed}
-    return {"limbeck": __version__, **where, "threads": threads, "settings": plain(recipe)}
+    where = {"system": _portable(system), "problem": _portable(problem), "seed": seed, "threads": threads}
+    own = arguments(system, values)
+    return {"limbeck": __version__, **where, "arguments": own, "settings": plain(recipe)}
 
 
 def _portable(name: str) -> str:
@@ -186,7 +192,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} is not a readable recipe: {error}.") from None
-    wanted = {"system": str, "problem": str, "seed": int, "threads": int, "settings": dict}
+    wanted = {"system": str, "problem": str, "seed": int, "threads": int, "arguments": dict, "settings": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in wanted.items()):
         raise BadFile(f"{path} is not a recipe: it needs {', '.join(wanted)}.")
     in_range("threads", record["threads"], 1)
@@ -196,7 +202,7 @@ def read_description(path: Path) -> dict[str, Any]:
 def rebuild(record: Mapping[str, Any]) -> tuple[Recipe, Problem]:
     """The recipe and problem that a ``recipe.json`` describes."""
     problem = load_problem(record["problem"])
-    recipe = load_recipe(record["system"], problem)
+    recipe = load_recipe(record["system"], problem, record["arguments"])
     if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
     return override(recipe, record["settings"]), problem

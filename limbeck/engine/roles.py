@@ -202,7 +202,7 @@ class Cast:
             module = make()
         if not any(p.requires_grad for p in module.parameters()):
             need, got = "parameters to train", f"{_a(type(module))} without any"
-            raise Incompatible(f"the role {name!r}", need=need, got=got, fit="a clone of a Trained network")
+            raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
         role = Role(name, module.train(), self._optim.get(name) or self._optim.get("default") or Adam(), spec)
         for other in self.roles.values():
             if shared := {id(p) for p in role.params.values()} & {id(p) for p in other.params.values()}:

@@ -183,9 +183,8 @@ class Digits(Generative):
         return self.judge(x).argmax(1) == cond
 
     def show(self, axes: "Axes", x: Tensor, cond: Tree) -> None:
-        columns = 10
-        blank = x.new_full((-len(x) % columns, 8, 8), -1.0)
-        tiles = torch.cat([x[:, 0], blank]).unflatten(0, (-1, columns))
+        tiles = F.pad(x[:, 0], (1, 1, 1, 1), value=-1)  # a gap between digits
+        tiles = torch.cat([tiles, tiles.new_full((-len(tiles) % 10, 10, 10), -1.0)]).unflatten(0, (-1, 10))
         axes.imshow(tiles.permute(0, 2, 1, 3).flatten(0, 1).flatten(1), cmap="gray", vmin=-1, vmax=1)
 
 

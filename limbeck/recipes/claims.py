@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from limbeck.diffusion import euler, sample
 from limbeck.engine.recipe import Prior, Stage, Trial
@@ -11,6 +12,10 @@ from limbeck.engine.student import Draw
 from limbeck.evaluate.comparison import evaluate, judge, student_of
 from limbeck.objectives import CrossEntropy
 from limbeck.problems.problem import Problem
+from limbeck.rng import Rng
+from limbeck.students import Particles
+from limbeck.teachers import GaussianMixture
+from limbeck.tree import Tree
 
 
 def student_network(problem: Problem, prior: Prior) -> nn.Module:
@@ -44,3 +49,18 @@ def error_ratio(trial: Trial) -> float:
     baseline = run_recipe(replace(trial.recipe, stages=tuple(plain)), trial.problem, seed=trial.seed)
     errors = [1 - trial.problem.accuracy(student) for student in (trial.student, baseline.student)]
     return errors[0] / errors[1]
+
+
+def mode_distance(trial: Trial) -> float:
+    """Mean distance of particles to the nearest mode of their class, over that of the teacher's own samples."""
+    teacher, rng = trial.problem.teacher, Rng((trial.seed, "modes"))
+    assert isinstance(teacher, GaussianMixture) and teacher.labels is not None
+    assert isinstance(trial.student, Particles)
+    draw = trial.student.draw(len(trial.student.x), None, rng)
+    theirs = teacher.sample(4096, rng, cond := trial.problem.conditions(4096, rng))
+
+    def distance(x: Tensor, cond: Tree) -> float:
+        other = teacher.labels != cond[:, None]
+        return torch.cdist(x.detach(), teacher.means).masked_fill(other, torch.inf).amin(1).mean().item()
+
+    return distance(draw.x, draw.cond) / distance(theirs, cond)

@@ -1,6 +1,8 @@
 """Students that are their own samples: particles, growing particles, and an image."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Size, Tensor, nn
@@ -10,6 +12,10 @@ from limbeck.engine.tick import Tick
 from limbeck.errors import in_range
 from limbeck.rng import Rng
 from limbeck.tree import Tree, rows, tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from limbeck.engine.recipe import Prior
+    from limbeck.problems.problem import Generative
 
 
 class Particles(Student):
@@ -111,3 +117,23 @@ class _Held(nn.Module):
     def tree(self) -> Tree:
         leaves = iter(self.buffers())
         return tree_map(lambda _: next(leaves), self._shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromNoise:
+    """Makes the student of a recipe's stage: particles that start as noise, one for each of the problem's conditions.
+
+    Args:
+        n: number of particles.
+        scale: standard deviation of the start, in data units.
+
+    >>> from limbeck.problems.mixture2d import Mixture2D
+    >>> FromNoise(n=8)(Mixture2D()).x.shape
+    torch.Size([8, 2])
+    """
+
+    n: int = 256
+    scale: float = 0.5
+
+    def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> Particles:
+        return Particles(self.scale * torch.randn(self.n, *problem.shape), problem.spread(self.n))

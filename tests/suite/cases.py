@@ -125,7 +125,7 @@ DATA: dict[str, Callable[[Kind], Source]] = {}
 
 
 def exports(room: ModuleType, base: type) -> dict[str, type]:
-    """Every concrete subclass of ``base`` that a room defines, by name."""
+    """Every concrete subclass of ``base`` that a room defines, in the order of their names."""
     for info in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
         try:
             importlib.import_module(info.name)
@@ -133,11 +133,11 @@ def exports(room: ModuleType, base: type) -> dict[str, type]:
             if (error.name or "").startswith("limbeck"):
                 raise
     inside = (c for c in subclasses(base) if c.__module__.startswith(f"{room.__name__}."))
-    return {c.__name__: c for c in inside if not inspect.isabstract(c)}
+    return {c.__name__: c for c in sorted(inside, key=lambda c: c.__name__) if not inspect.isabstract(c)}
 
 
 def subclasses(base: type) -> Iterator[type]:
-    """All of them, at any depth, in order of definition."""
+    """All of them, at any depth."""
     for sub in base.__subclasses__():
         yield sub
         yield from subclasses(sub)

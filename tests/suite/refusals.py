@@ -11,14 +11,19 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+from limbeck.catalogue import problems
 from tests.suite.cases import NAMES, Case, couples, homes, quarrel, verdict
+from tests.suite.recipes import SYSTEMS, fit
 
 PATH = Path(__file__).with_name("refusals.toml")
 Table = dict[str, dict[str, str]]
 
 
 def matrix() -> Table:
-    """Sentences by table and row: each objective at home with one part changed, and pairs that cannot be added."""
+    """Sentences by table and row.
+
+    Each objective at home with one part changed; pairs that cannot be added; recipes by problem.
+    """
     table: Table = {}
     for case in homes():
         table[f"{case.objective} · by {case.teacher}"] = {
@@ -28,6 +33,7 @@ def matrix() -> Table:
             name: verdict(replace(case, teacher=name)) for name in NAMES["TEACHERS"]
         }
     table["sums"] = {f"{case.objective} + {other}": said for case, other in couples() if (said := quarrel(case, other))}
+    table["recipes"] = {f"{s} on {p}": fit(s, p) for s in SYSTEMS for p in problems()}
     return table
 
 

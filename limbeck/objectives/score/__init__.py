@@ -1,6 +1,6 @@
 """Objectives that compare scores."""
 
-from limbeck.objectives.score.critic import Critic, denoising
+from limbeck.objectives.score.critic import Critic, Critical, denoising
 from limbeck.objectives.score.distillation import SDS, VSD, along, score_difference
 from limbeck.objectives.score.matching import DMD, SiD, distribution_matching, identity_score
 
@@ -9,6 +9,7 @@ __all__ = [
     "SDS",
     "VSD",
     "Critic",
+    "Critical",
     "SiD",
     "along",
     "denoising",

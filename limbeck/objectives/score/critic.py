@@ -1,15 +1,19 @@
 """The critic: a denoiser of the student's own distribution, trained beside it on its samples."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from limbeck.diffusion.denoiser import Denoiser
+from limbeck.diffusion.guidance import Guidance
 from limbeck.diffusion.process import Process
-from limbeck.diffusion.times import LogNormal, Times
-from limbeck.engine.objective import Loss, Term
+from limbeck.diffusion.times import LogNormal, Times, Uniform
+from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
+from limbeck.engine.student import Student
 from limbeck.engine.tick import Tick
+from limbeck.errors import in_range
 from limbeck.teachers.trained import denoising_weight
 
 
@@ -57,3 +61,35 @@ class Critic:
             return Loss(denoising(x0, seen.x, seen.t, seen.process, teacher.sigma_data))
 
         return Term("critic", "critic", loss, key=("critic", self), of=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critical(Objective):
+    """What objectives with a critic share: the critic learns every tick, the student every few.
+
+    Args:
+        critic: settings of the denoiser ψ of the student's distribution.
+        times: noise levels at which teacher and critic are compared.
+        guidance: on the teacher.
+        critic_steps: steps of the critic to one of the student.
+    """
+
+    critic: Critic = field(default_factory=Critic)
+    times: Times = field(default_factory=Uniform)
+    guidance: Guidance | None = None
+    critic_steps: int = 1
+
+    def __post_init__(self) -> None:
+        in_range("critic_steps", self.critic_steps, 1)
+
+    def check(self, cast: Cast) -> None:
+        cast.need("teacher", Denoiser, by=self)
+        cast.need("student", Student, by=self)
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        name = type(self).__name__.lower()
+        return self.critic.join(cast), Term(name, "student", self.loss, every=self.critic_steps, of=self)
+
+    @abstractmethod
+    def loss(self, tick: Tick) -> Loss:
+        """The student's loss."""

@@ -12,13 +12,13 @@ from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.student import Student
 from limbeck.engine.tick import Tick
-from limbeck.errors import in_range
-from limbeck.objectives.score.critic import Critic
+from limbeck.objectives.score.critic import Critical
 
 
 def along(x: Tensor, gradient: Tensor) -> Tensor:
     """The loss ⟨sg(g), x⟩ whose gradient by x is g, summed over each example, [B].
 
+    >>> import torch
     >>> x = torch.ones(2, 3, requires_grad=True)
     >>> along(x, torch.full((2, 3), 0.5)).sum().backward()
     >>> x.grad[0]
@@ -41,6 +41,7 @@ def score_difference(real: Tensor, fake: Tensor, t: Tensor, process: Process) ->
 
     Source: DreamFusion, arXiv 2209.14988, eq. 3; ProlificDreamer, arXiv 2305.16213, eq. 9.
 
+    >>> import torch
     >>> from limbeck.diffusion import RectifiedFlow
     >>> t = torch.tensor([0.5], dtype=torch.float64)
     >>> score_difference(torch.zeros(1, 1), torch.ones(1, 1), t, RectifiedFlow())
@@ -63,6 +64,7 @@ class SDS(Objective):
 
     Source: Poole et al. 2022, arXiv 2209.14988, eq. 3.
 
+    >>> import torch
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher = GaussianMixture(means=torch.ones(1, 2), std=0.5)
     >>> step = next(iter(distill(teacher, Particles(torch.zeros(8, 2)), SDS(), steps=1, batch=8)))
@@ -87,7 +89,7 @@ class SDS(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VSD(Objective):
+class VSD(Critical):
     """Variational score distillation, g = w(t)·(ε_T(x_t) − ε_ψ(x_t)): matches the teacher's distribution.
 
     Args:
@@ -101,6 +103,7 @@ class VSD(Objective):
 
     Source: Wang et al. 2023, arXiv 2305.16213, eq. 9; on one-step generators SwiftBrush, arXiv 2312.05239.
 
+    >>> import torch
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher = GaussianMixture(means=torch.ones(1, 2), std=0.5)
     >>> step = next(iter(distill(teacher, Particles(torch.zeros(8, 2)), VSD(), steps=1, batch=8)))
@@ -108,22 +111,7 @@ class VSD(Objective):
     ['critic', 'vsd']
     """
 
-    critic: Critic = field(default_factory=Critic)
-    times: Times = field(default_factory=Uniform)
-    guidance: Guidance | None = None
-    critic_steps: int = 1
-
-    def __post_init__(self) -> None:
-        in_range("critic_steps", self.critic_steps, 1)
-
-    def check(self, cast: Cast) -> None:
-        cast.need("teacher", Denoiser, by=self)
-        cast.need("student", Student, by=self)
-
-    def terms(self, cast: Cast) -> tuple[Term, ...]:
-        def loss(tick: Tick) -> Loss:
-            seen = tick.noised(self.times)
-            real, fake = tick.denoise("teacher", seen, self.guidance), tick.denoise("critic", seen)
-            return Loss(along(seen.x, score_difference(real, fake, seen.t, seen.process)))
-
-        return self.critic.join(cast), Term("vsd", "student", loss, every=self.critic_steps, of=self)
+    def loss(self, tick: Tick) -> Loss:
+        seen = tick.noised(self.times)
+        real, fake = tick.denoise("teacher", seen, self.guidance), tick.denoise("critic", seen)
+        return Loss(along(seen.x, score_difference(real, fake, seen.t, seen.process)))

@@ -4,16 +4,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from limbeck.diffusion.denoiser import Denoiser
-from limbeck.diffusion.guidance import Guidance
 from limbeck.diffusion.process import like
 from limbeck.diffusion.times import Karras, Times
-from limbeck.engine.objective import Loss, Objective, Term
-from limbeck.engine.roles import Cast
-from limbeck.engine.student import Student
+from limbeck.engine.objective import Loss
 from limbeck.engine.tick import Tick
-from limbeck.errors import in_range
-from limbeck.objectives.score.critic import Critic
+from limbeck.objectives.score.critic import Critical
 
 
 def distribution_matching(x: Tensor, real: Tensor, fake: Tensor, *, normalise: bool = True) -> Tensor:
@@ -61,7 +56,7 @@ def identity_score(x: Tensor, real: Tensor, fake: Tensor, *, alpha: float = 1.0,
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD(Objective):
+class DMD(Critical):
     """Distribution matching distillation on two time scales: the critic learns every tick, the student every few.
 
     Args:
@@ -84,30 +79,18 @@ class DMD(Objective):
     [['critic'], ['critic', 'dmd']]
     """
 
-    critic: Critic = field(default_factory=Critic)
     times: Times = field(default_factory=lambda: Karras(lo=0.02, hi=0.98))
-    guidance: Guidance | None = None
     critic_steps: int = 5
     normalise: bool = True
 
-    def __post_init__(self) -> None:
-        in_range("critic_steps", self.critic_steps, 1)
-
-    def check(self, cast: Cast) -> None:
-        cast.need("teacher", Denoiser, by=self)
-        cast.need("student", Student, by=self)
-
-    def terms(self, cast: Cast) -> tuple[Term, ...]:
-        def loss(tick: Tick) -> Loss:
-            seen = tick.noised(self.times)
-            real, fake = tick.denoise("teacher", seen, self.guidance), tick.denoise("critic", seen)
-            return Loss(distribution_matching(seen.x, real, fake, normalise=self.normalise))
-
-        return self.critic.join(cast), Term("dmd", "student", loss, every=self.critic_steps, of=self)
+    def loss(self, tick: Tick) -> Loss:
+        seen = tick.noised(self.times)
+        real, fake = tick.denoise("teacher", seen, self.guidance), tick.denoise("critic", seen)
+        return Loss(distribution_matching(seen.x, real, fake, normalise=self.normalise))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiD(Objective):
+class SiD(Critical):
     """Score identity distillation: the Fisher divergence to the teacher, differentiated through both denoisers.
 
     Args:
@@ -130,25 +113,12 @@ class SiD(Objective):
     ['critic', 'sid']
     """
 
-    critic: Critic = field(default_factory=Critic)
     times: Times = field(default_factory=lambda: Karras(lo=0.0, hi=0.8))
-    guidance: Guidance | None = None
-    critic_steps: int = 1
     alpha: float = 1.2
     normalise: bool = True
 
-    def __post_init__(self) -> None:
-        in_range("critic_steps", self.critic_steps, 1)
-
-    def check(self, cast: Cast) -> None:
-        cast.need("teacher", Denoiser, by=self)
-        cast.need("student", Student, by=self)
-
-    def terms(self, cast: Cast) -> tuple[Term, ...]:
-        def loss(tick: Tick) -> Loss:
-            seen = tick.noised(self.times)
-            real = tick.denoise("teacher", seen, self.guidance, grad=True)
-            fake = tick.denoise("critic", seen, grad=True)
-            return Loss(identity_score(seen.x, real, fake, alpha=self.alpha, normalise=self.normalise))
-
-        return self.critic.join(cast), Term("sid", "student", loss, every=self.critic_steps, of=self)
+    def loss(self, tick: Tick) -> Loss:
+        seen = tick.noised(self.times)
+        real = tick.denoise("teacher", seen, self.guidance, grad=True)
+        fake = tick.denoise("critic", seen, grad=True)
+        return Loss(identity_score(seen.x, real, fake, alpha=self.alpha, normalise=self.normalise))
