@@ -81,7 +81,7 @@ def find(name: str) -> System:
     known = {system.id: system for system in systems()}
     if name in known:
         return known[name]
-    raise BadSetting(f"there is no system {name!r}{_hint(name, known)}")
+    raise BadSetting(f"there is no system {name!r}{hint(name, known)}")
 
 
 def in_family(family: str) -> tuple[System, ...]:
@@ -94,7 +94,7 @@ def in_family(family: str) -> tuple[System, ...]:
     chosen = tuple(system for system in systems() if system.family == family)
     if not chosen:
         families = sorted({system.family for system in systems()})
-        raise BadSetting(f"there is no family {family!r}{_hint(family, families)}")
+        raise BadSetting(f"there is no family {family!r}{hint(family, families)}")
     return chosen
 
 
@@ -136,14 +136,19 @@ def find_recipe(name: str) -> Path:
 
 def _own(name: str, what: str, known: Iterable[str]) -> Path:
     if not (name.endswith(".py") or "/" in name):
-        raise BadSetting(f"there is no {what} {name!r}{_hint(name, known)} A path to a Python file fits too.")
+        raise BadSetting(f"there is no {what} {name!r}{hint(name, known)} A path to a Python file fits too.")
     path = Path(name)
     if not path.is_file() or path.suffix != ".py":
         raise BadFile(f"{name} is not a Python file.")
     return path
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """How a sentence about an unknown name ends: with what is close, or with all there are if they are few.
+
+    >>> hint("distil", ["distill", "show"]), hint("walk", ["distill", "show"])
+    ('; did you mean distill?', '; there are distill, show.')
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, 3, 0.6)
     return (

@@ -148,6 +148,8 @@ Command = (
     | Annotated[Export, subcommand("export")]
 )
 
+COMMANDS = ("systems", "show", "distill", "verify", "sample", "evaluate", "export")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
@@ -170,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     markers = (OmitSubcommandPrefixes, FlagCreatePairsOff)
     about = "Distil a diffusion model, a network or a data set into a small one."
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        raise BadSetting(f"there is no command {argv[0]!r}{catalogue.hint(argv[0], COMMANDS)}")
     if argv[:1] == ["distill"]:  # what this parser does not know may be a setting of the recipe
         command, rest = tyro.cli(
             Command, prog="limbeck", description=about, args=argv, config=markers, return_unknown_args=True
@@ -207,7 +211,7 @@ def _print_systems(table: list[dict[str, object]]) -> None:
         if isinstance(found, dict):
             mark = "" if found["passed"] else " failed"
             stale = " (stale)" if found["stale"] else ""
-            figure = "infinite" if found["figure"] is None else f"{found['figure']:.3g}"
+            figure = "inf" if found["figure"] is None else f"{found['figure']:.3g}"
             figures = [figure + mark, f"≤ {found['bound']:g}", f"± {found['spread']:.2g}"]
             shown = [*figures, str(found["problem"]), str(found["when"])[:10] + stale]
         out.add_row(str(row["id"]), str(row["title"]), str(row["family"]), "yes" if row["recipe"] else "", *shown)

@@ -25,9 +25,8 @@ from limbeck.engine.checkpoint import flatten, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.recipe import Stage
 from limbeck.engine.run import Session, run_recipe
-from limbeck.engine.settings import override
 from limbeck.engine.settings import settings as settings_of
-from limbeck.errors import BadFile, BadSetting, Diverged, Failed
+from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
 from limbeck.evaluate import comparison
 from limbeck.problems.problem import Generative
 
@@ -93,7 +92,10 @@ def distill(
     if not session.finished:
         _say(f"interrupted; go on with --out {where} --resume")
         return 130
-    figures = comparison.evaluate(session.student, problem)
+    try:
+        figures = comparison.evaluate(session.student, problem)
+    except LimbeckError as error:
+        raise Failed(f"{where} has finished, but its result cannot be judged: {error}") from error
     _print_figures(figures)
     with writing(where):
         (where / "result.json").write_text(_json(figures))
@@ -119,15 +121,10 @@ def _start(
         raise BadFile(f"{where} already holds a run; add --resume to go on, or choose another --out.")
     if where.exists() and not where.is_dir():
         raise BadFile(f"{where} is a file; choose another --out.")
+    problem = loading.load_problem(on)
     if again is not None:
-        own = {**again["arguments"], **loading.arguments(system, values)}
-        recipe, problem = loading.rebuild({**again, "problem": on, "arguments": own})
-        recipe = override(
-            recipe, {path: values[path] for path in values if path not in own or path in settings_of(recipe)}
-        )
-        values = {**own, **values}
+        values, recipe = loading.vary(again, problem, values)
     else:
-        problem = loading.load_problem(on)
         recipe = loading.load_recipe(system, problem, values)
     record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads())
     if not begun:
@@ -291,13 +288,13 @@ def sample(folder: Path, out: Path | None, n: int, seed: int) -> int:
     """Writes samples of a run."""
     if n < 1:
         raise BadSetting(f"n must be at least 1, got {n}.")
+    out = out or folder / "samples" / "samples.png"
+    if out.suffix not in (".png", ".safetensors"):
+        raise BadSetting(f"--out must end in .png or .safetensors, got {out}.")
     session = loading.load_run(folder)
     problem = session.problem
     if not isinstance(problem, Generative):
         raise BadSetting(f"{problem.name} has no samples to draw.")
-    out = out or folder / "samples" / "samples.png"
-    if out.suffix not in (".png", ".safetensors"):
-        raise BadSetting(f"--out must end in .png or .safetensors, got {out}.")
     noise, cond, rng = comparison.fresh(problem, n, seed)
     draw = comparison.student_of(session.student)(noise, cond, rng)
     with writing(out, BadFile):

@@ -208,6 +208,16 @@ def rebuild(record: Mapping[str, Any]) -> tuple[Recipe, Problem]:
     return override(recipe, record["settings"]), problem
 
 
+def vary(record: Mapping[str, Any], problem: Problem, values: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
+    """A recorded recipe with other values: all that it was given then and now, and the recipe."""
+    name, own = record["system"], {**record["arguments"], **arguments(record["system"], values)}
+    before = json.loads(json.dumps(plain(load_recipe(name, problem, record["arguments"]))))
+    changed = {path: v for path, v in record["settings"].items() if path not in before or v != before[path]}
+    recipe = override(load_recipe(name, problem, own), changed)
+    now = {path: v for path, v in values.items() if path not in own or path in settings(recipe)}
+    return {**own, **values}, override(recipe, now)
+
+
 def load_run(folder: Path) -> Session:
     """A finished run.
 

@@ -12,6 +12,8 @@ from limbeck.evaluate import energy_distance, frechet, nearest_distance, precisi
 from limbeck.problems.digits import HELDOUT, TRAIN, DigitFeatures, jitter, split
 from limbeck.rng import Rng
 
+METRICS = ["energy_distance", "frechet", "nearest_distance", "precision_recall"]
+
 
 def normal(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return Rng((seed, "evaluate")).normal(n, d, dtype=dtype)
@@ -168,7 +170,7 @@ def test_nearest_distance_of_a_copy_is_exactly_zero() -> None:
 # refusals and effects
 
 
-@pytest.mark.parametrize("metric", evaluate.__all__)
+@pytest.mark.parametrize("metric", METRICS)
 def test_bad_sets_are_refused(metric: str) -> None:
     f, good = getattr(evaluate, metric), torch.randn(20, 4)
     for bad in (torch.randn(20, 5), torch.randn(0, 4), good.log()):
@@ -181,7 +183,7 @@ def test_bad_sets_are_refused(metric: str) -> None:
         precision_recall(good, good, k=0)
 
 
-@pytest.mark.parametrize("metric", evaluate.__all__)
+@pytest.mark.parametrize("metric", METRICS)
 def test_metrics_leave_their_arguments_and_the_generator_alone(metric: str) -> None:
     a, b = normal(20, 4, 23), normal(30, 4, 24)
     before, state = (a.clone(), b.clone()), torch.get_rng_state()

@@ -159,7 +159,7 @@ class Session:
         assert self.run is not None
         where = self.folder / "checkpoint"
         write_folder(where / f"{self._index:02d}-{self.run.i:08d}", state=self.run.state_dict())
-        for old in sorted(where.glob("[0-9]*"))[:-KEPT]:
+        for old in (*where.glob(".*.partial"), *sorted(where.glob("[0-9]*"))[:-KEPT]):
             shutil.rmtree(old)
 
     def _metrics(self) -> TextIO:

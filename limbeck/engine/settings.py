@@ -11,7 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from limbeck.engine.objective import Objective, Scaled, Sum
 from limbeck.engine.recipe import Make, Recipe, Stage
-from limbeck.engine.schedule import Schedule
 from limbeck.errors import BadSetting
 
 Simple = bool | int | float | str | None | tuple[Any, ...]
@@ -120,16 +119,10 @@ def _children(part: Any) -> dict[str, tuple[Any, Any]]:
     hints = get_type_hints(type(part))
     fields = [f.name for f in dataclasses.fields(part) if not (f.name in _HIDDEN and isinstance(part, Stage | Make))]
     fields = [name for name in fields if not callable(value := getattr(part, name)) or dataclasses.is_dataclass(value)]
-    parts_only = {
-        name for name in fields if isinstance(value := getattr(part, name), Mapping | Objective) or _makes(value)
-    }
+    makers = ("student", "teacher", "data") if isinstance(part, Stage) else ()
+    parts_only = {name for name in fields if name in makers or isinstance(getattr(part, name), Mapping | Objective)}
     kinds = {name: None if name in parts_only else hints[name] for name in fields}
     return {name: (getattr(part, name), kinds[name]) for name in fields}
-
-
-def _makes(value: Any) -> bool:
-    """Whether it makes a stage's student, teacher or data: its own settings can be changed, it cannot be replaced."""
-    return callable(value) and not isinstance(value, Schedule)
 
 
 def _labels(part: Sum) -> list[str]:

@@ -1,6 +1,6 @@
 """One micro-batch of one tick, as a loss sees it: batch, named random numbers, and passes that are made once."""
 
-from collections.abc import Generator, Hashable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -80,6 +80,7 @@ class Tick:
         self.trains: tuple[str, ...] = ()  # the roles of the loss that is being computed
         self.grads: Mapping[str, Tensor] = {}
         self._draws: dict[str, tuple[Tensor, Draw]] = {}
+        self._moved: dict[str, list[Tensor]] = {}
         self._noised: dict[Hashable, Noised] = {}
         self._passes: dict[Hashable, Tensor] = {}
 
@@ -97,7 +98,8 @@ class Tick:
         """This tick's samples of a student, the same for every loss.
 
         The graph is cut here: a loss that trains the student gets a leaf, and its gradient goes through the student
-        in one pass at the end; other losses get the same values without gradient.
+        in one pass at the end; other losses get the same values without gradient, and without a trace in the student:
+        its running statistics move when the first loss that trains it asks.
         """
         if who not in self._draws:
             student = self.cast.module(who)
@@ -106,18 +108,22 @@ class Tick:
             with (
                 self.seeded(("draw", who)),
                 torch.set_grad_enabled(learns),
-                self.cast.training((who,)) if learns else same_buffers(student),
+                self.cast.training((who,) if learns else ()),
+                same_buffers(student) as self._moved[who],
             ):
                 draw = student.draw(self.size, self.batch.get("cond"), self.rng(("draw", who)))
             self._draws[who] = draw.x, replace(draw, x=draw.x.detach().requires_grad_(learns))
         draw = self._draws[who][1]
-        return draw if who in self.trains else replace(draw, x=draw.x.detach())
+        if who not in self.trains:
+            return replace(draw, x=draw.x.detach())
+        put_buffers(self.cast.module(who), self._moved.pop(who, []))
+        return draw
 
     def noised(self, times: Times, of: str = "student") -> Noised:
         """The student's samples, or the data's with ``of="data"``, at noise levels drawn from ``times``."""
-        key = (of, times)
+        key, clean = (of, times), self._clean(of)
         if key not in self._noised:
-            self._noised[key] = self.at(self._clean(of), times, key)
+            self._noised[key] = self.at(clean, times, key)
         seen = self._noised[key]
         if of not in self.trains:
             return seen.detached()
@@ -164,14 +170,23 @@ class Tick:
 
 
 @contextmanager
-def same_buffers(module: nn.Module) -> Generator[None]:
-    """Inside, a pass may change the module's buffers (running statistics); after it they are as before."""
-    saved = [buffer.clone() for buffer in module.buffers()]
+def same_buffers(module: nn.Module) -> Generator[list[Tensor]]:
+    """Inside, a pass may change the module's buffers (running statistics); after it they are as before.
+
+    What the pass made of them is then in the list that is given.
+    """
+    before, after = [buffer.clone() for buffer in module.buffers()], list[Tensor]()
     try:
-        yield
+        yield after
     finally:
-        for buffer, value in zip(module.buffers(), saved, strict=True):
-            buffer.copy_(value)
+        after += [buffer.clone() for buffer in module.buffers()]
+        put_buffers(module, before)
 
 
-__all__ = ["Noised", "Place", "Tick", "same_buffers"]
+def put_buffers(module: nn.Module, values: Sequence[Tensor]) -> None:
+    """Sets all buffers of a module, or none; behind the back of a graph that holds them."""
+    for buffer, value in zip(module.buffers(), values, strict=bool(values)):
+        buffer.data.copy_(value)
+
+
+__all__ = ["Noised", "Place", "Tick", "put_buffers", "same_buffers"]

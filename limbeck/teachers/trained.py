@@ -37,6 +37,7 @@ class Trained(Featured):
 
     Source: EDM, arXiv 2206.00364, table 1 and eq. 7.
 
+    >>> import torch
     >>> from limbeck.problems.networks import ResidualMLP
     >>> teacher = Trained(ResidualMLP(shape=(2,), width=16, blocks=1))
     >>> teacher.denoise(torch.randn(4, 2), torch.ones(4, dtype=torch.float64)).shape
@@ -85,6 +86,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def denoising_weight(t: Tensor, process: Process, sigma_data: float = 0.5) -> Tensor:
     """w(σ̄) = (σ̄² + s²)/(σ̄·s)², which gives F's error unit weight at every level, [B] (EDM, eq. 144).
 
+    >>> import torch
     >>> denoising_weight(torch.tensor([0.5], dtype=torch.float64), EDM())
     tensor([8.], dtype=torch.float64)
     """

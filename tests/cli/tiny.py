@@ -84,5 +84,5 @@ def recipe(problem: Four, steps: int = 60, rate: float = 1e-3) -> Recipe:
         batch=32,
         ema=EMA(decay=0.9),
     )
-    claim = Claim(text="is there", check=lambda trial: float(trial.seed), bound=1.0, on="mixture2d")
+    claim = Claim(text="is there", check=lambda trial: float(trial.seed), bound=1.0, on="digits")
     return Recipe(stages=(stage,), paper=Paper("0000.00000", "nobody"), claim=claim)

@@ -119,6 +119,7 @@ class Process:
     def __init__(self, folder: Path, *args: str, prepare: Callable[[], None] = nothing):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "log.txt"
+        self.log.write_text("")
         self.process: BaseProcess = FORKS.Process(target=_work, args=(folder, self.log, args, prepare))
         self.process.start()
 

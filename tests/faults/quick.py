@@ -1,6 +1,5 @@
 """A user's own file: a classifier, and a recipe with state of every kind that runs in a moment."""
 
-import torch
 from torch import Tensor, nn
 
 from limbeck import EMA, KD, Adam, Claim, Cosine, Paper, Recipe, Stage
@@ -38,12 +37,12 @@ def problem() -> Quick:
     return Quick()
 
 
-def student(problem: Quick, prior: Prior) -> nn.Module:
+def student(problem: Classification, prior: Prior) -> nn.Module:
     """An untrained network."""
     return problem.network()
 
 
-def recipe(problem: Quick, steps: int = 40, rate: float = 1e-2) -> Recipe:
+def recipe(problem: Classification, steps: int = 40, rate: float = 1e-2) -> Recipe:
     """One stage, with dropout, running statistics, moments, a schedule and a moving average."""
     stage = Stage(
         name="learn",

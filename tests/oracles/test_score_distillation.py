@@ -188,7 +188,7 @@ def diffused(a: Tensor, b: Tensor, ratio: float) -> MultivariateNormal:
     return MultivariateNormal(a, b @ b.mT + ratio**2 * torch.eye(len(a), dtype=F64))
 
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Compare = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x, T, ψ, t) → [B]."""
 Divergence = Callable[[GaussianMixture, float], Callable[[Tensor, Tensor], Tensor]]
 """(teacher, ratio) → (a, b) → a number."""
@@ -202,7 +202,7 @@ def diffused_kl(teacher: GaussianMixture, ratio: float) -> Callable[[Tensor, Ten
 
 
 def expectation(
-    loss: Loss, teacher: GaussianMixture, student: Affine, ratio: float
+    loss: Compare, teacher: GaussianMixture, student: Affine, ratio: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """(a, b) ↦ E[loss(x, T, ψ, t)] over x = a + bz and ε by quadrature, exact since all is of low degree.
 
@@ -222,10 +222,10 @@ def expectation(
 
 
 def assert_descends(
-    loss: Loss, divergence: Divergence, pair: tuple[GaussianMixture, Affine], factor: Callable[[float], float]
+    loss: Compare, divergence: Divergence, parts: tuple[GaussianMixture, Affine], factor: Callable[[float], float]
 ) -> None:
     """The expected gradient of a loss is a factor times that of a divergence, at several levels."""
-    teacher, student = pair
+    teacher, student = parts
     for ratio in RATIOS:
         moved = gradient(expectation(loss, teacher, student, ratio), student.a, student.b)
         wanted = gradient(divergence(teacher, ratio), student.a, student.b)
@@ -393,22 +393,31 @@ class Line:
 
         return value
 
+    def assert_descends(
+        self,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        integrand: Callable[[Tensor, Tensor, GaussianMixture], Tensor],
+        factor: float,
+    ) -> None:
+        """The expected gradient of a loss is a factor times that of an integral over q_t."""
+        moved = gradient(self.expectation(loss), self.m, self.s)
+        wanted = gradient(self.over_density(integrand), self.m, self.s)
+        for actual, expected in zip(moved, wanted, strict=True):
+            close(actual, factor * expected, 1e-9)
+
 
 @seeds
 @pytest.mark.parametrize("ratio", [0.3, 1.5])
 def test_dmd_on_mixtures(seed: int, ratio: float) -> None:
     line = Line(seed, ratio)
 
+    def loss(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+        return distribution_matching(x, real.detach(), fake.detach(), normalise=False)
+
     def log_odds(x: Tensor, t: Tensor, critic: GaussianMixture) -> Tensor:
         return critic.log_prob(x, t) - line.teacher.log_prob(x, t)
 
-    moved = gradient(
-        line.expectation(lambda x, real, fake: distribution_matching(x, real.detach(), fake.detach(), normalise=False)),
-        line.m,
-        line.s,
-    )
-    for actual, expected in zip(moved, gradient(line.over_density(log_odds), line.m, line.s), strict=True):
-        close(actual, ratio**2 * expected, 1e-9)
+    line.assert_descends(loss, log_odds, ratio**2)
 
 
 @seeds
@@ -416,16 +425,13 @@ def test_dmd_on_mixtures(seed: int, ratio: float) -> None:
 def test_sid_on_mixtures(seed: int, ratio: float) -> None:
     line = Line(seed, ratio)
 
+    def loss(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+        return identity_score(x, real, fake, alpha=0.5, normalise=False)
+
     def gap(x: Tensor, t: Tensor, critic: GaussianMixture) -> Tensor:
         return ((line.teacher.denoise(x, t) - critic.denoise(x, t)) ** 2).sum(1)
 
-    moved = gradient(
-        line.expectation(lambda x, real, fake: identity_score(x, real, fake, alpha=0.5, normalise=False)),
-        line.m,
-        line.s,
-    )
-    for actual, expected in zip(moved, gradient(line.over_density(gap), line.m, line.s), strict=True):
-        close(actual, expected / 2, 1e-9)
+    line.assert_descends(loss, gap, 0.5)
 
 
 # The same through a run

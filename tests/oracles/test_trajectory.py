@@ -1,5 +1,7 @@
 """Consistency and regression against the exact flow of a Gaussian, and the distance that they share."""
 
+from math import pi
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from limbeck import (
     pseudo_huber,
     sample,
 )
-from tests.oracles.exact import F64, FlowMap, assert_mean, close, descended, every_process, gradient, seeds, tensor
+from tests.oracles.exact import F64, FlowMap, close, descended, every_process, gradient, tensor
 
 MEAN, STD = tensor(0.8, -0.3), tensor(0.5, 1.4)
 TIMES = Karras(sigma_max=20.0)
@@ -32,8 +34,9 @@ def student_of(flow: FlowMap) -> OneStep:
     return OneStep(flow.requires_grad_(), shape=(len(flow.mean),), ratio=20.0)
 
 
-def data(n: int, seed: int = 0) -> Tensor:
-    return MEAN + STD * Rng(("data", seed)).normal(n, 2, dtype=F64)
+def data(n: int) -> Tensor:
+    """Samples of the teacher."""
+    return MEAN + STD * Rng("data").normal(n, 2, dtype=F64)
 
 
 # The distance
@@ -66,11 +69,11 @@ def test_pseudo_huber_lies_between_a_norm_and_a_square() -> None:
 # The consistency map
 
 
-def consistency_loss(flow: FlowMap, interval: float, *, c: float = 0.0, **more) -> float:
-    """The mean loss of one tick, in which nothing moves."""
-    student, objective = student_of(flow), Consistency(times=TIMES, interval=interval, c=c, **more)
+def consistency_loss(flow: FlowMap, interval: float, seed: int = 0) -> float:
+    """The mean of ‖f(x_t) − f(x_r)‖ over one tick, in which nothing moves."""
+    student, objective = student_of(flow), Consistency(times=TIMES, interval=interval, c=0.0)
     teacher = FlowMap(MEAN, STD, flow.process).teacher()
-    run = distill(teacher, student, objective, data(4096), steps=1, batch=512, optim=SGD(lr=0.0))
+    run = distill(teacher, student, objective, data(4096), steps=1, batch=32_768, optim=SGD(lr=0.0), seed=seed)
     return run.tick().losses["consistency"]
 
 
@@ -90,7 +93,7 @@ def test_loss_of_the_consistency_map_is_the_error_of_one_heun_step(process: Proc
     flow = FlowMap(MEAN, STD, process)
     coarse, fine = (consistency_loss(flow, interval) for interval in (1 / 512, 1 / 1024))
     assert coarse / fine == pytest.approx(8, rel=0.1)
-    assert fine < 1e-6
+    assert fine < 1e-7
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.1, 0.0), (0.0, 0.1), (0.0, -0.1)], ids=str)
@@ -98,17 +101,8 @@ def test_other_maps_lose_much_more(mean: float, std: float) -> None:
     """A map that is off by a tenth changes along the flow, by an amount of first order in the interval."""
     right, wrong = FlowMap(MEAN, STD), FlowMap(MEAN + mean, STD + std)
     losses = [consistency_loss(wrong, interval) for interval in (1 / 512, 1 / 1024)]
-    assert losses[1] > 300 * consistency_loss(right, 1 / 1024)
+    assert losses[1] > 3000 * consistency_loss(right, 1 / 1024)
     assert losses[0] / losses[1] == pytest.approx(2, rel=0.1)
-
-
-@every_process
-def test_consistency_training_takes_the_noise_of_x_t(process: Process) -> None:
-    """Without a teacher the neighbour is αx + σε with the same ε: for one point of data the two agree exactly."""
-    flow = FlowMap(MEAN, tensor(1e-12, 1e-12), process)
-    objective = Consistency(times=TIMES, teacher=False, c=0.0)
-    run = distill(None, student_of(flow), objective, MEAN[None], steps=1, batch=64, optim=SGD(lr=0.0))
-    assert run.tick().losses["consistency"] < 1e-9
 
 
 class Pair(Karras):
@@ -116,6 +110,19 @@ class Pair(Karras):
 
     def at(self, u: Tensor, process: Process, progress: float = 0.0) -> Tensor:
         return torch.where(u > 0, 2.0, 1.0).double()
+
+
+def test_consistency_training_takes_the_noise_of_x_t() -> None:
+    """Without a teacher, x at 0 gives x_t = 2ε and x_r = ε: f differs by s·|ε|·|2/√(s² + 2²) − 1/√(s² + 1)|.
+
+    E|ε| = √(2/π); another noise at r would take the place of the difference by the root of a sum of squares.
+    """
+    n, objective = 40_000, Consistency(times=Pair(), interval=1.0, teacher=False, c=0.0)
+    student, zero = student_of(FlowMap(tensor(0.0), tensor(0.5))), torch.zeros(1, 1, dtype=F64)
+    run = distill(None, student, objective, zero, steps=1, batch=n)
+    apart = 0.5 * (2 / 4.25**0.5 - 1 / 1.25**0.5)
+    error = apart * ((1 - 2 / pi) / n) ** 0.5
+    assert abs(run.tick().losses["consistency"] - apart * (2 / pi) ** 0.5) < 5 * error
 
 
 def test_the_target_has_no_gradient() -> None:
@@ -133,8 +140,8 @@ def test_consistency_distillation_finds_the_map(target: EMA) -> None:
     """From N(0, 1)'s map to the teacher's: f(x, 0) = x holds by form, and the ODE fixes the rest."""
     teacher, flow = FlowMap(MEAN, STD).teacher(), FlowMap(tensor(0.0, 0.0), tensor(1.0, 1.0))
     objective = Consistency(times=TIMES, interval=1 / 32, target=target)
-    optim = Adam(lr=0.03, schedule=Cosine())
-    distill(teacher, student_of(flow), objective, data(4096), steps=400, batch=128, optim=optim).finish()
+    optim = Adam(lr=0.05, schedule=Cosine())
+    distill(teacher, student_of(flow), objective, data(4096), steps=300, batch=128, optim=optim).finish()
     close(flow.mean.detach(), MEAN, 1e-3)
     close(flow.std.detach(), STD, 0.02)  # Heun's error at this interval, the same for every seed
 
@@ -168,21 +175,15 @@ def test_regression_loses_nothing_on_the_map_itself() -> None:
 def test_pairs_of_a_fine_sampler_are_those_of_the_map() -> None:
     flow = FlowMap(MEAN, STD)
     noise = Rng("pairs").normal(16, 2, dtype=F64)
-    close(
-        sample(heun(flow.teacher(), noise, Karras(sigma_max=20.0).grid(200, flow.process))), _first(flow, noise), 2e-4
-    )
+    ends = sample(heun(flow.teacher(), noise, TIMES.grid(200, flow.process)))
+    close(ends, student_of(flow).first(noise).detach(), 2e-4)
 
 
-def _first(flow: FlowMap, noise: Tensor) -> Tensor:
-    return student_of(flow).first(noise).detach()
-
-
-@seeds
-def test_gradient_of_regression_near_a_square(seed: int) -> None:
-    """At large c the distance is ‖d‖²/(2c√D), so that the gradient by a constant shift is E[d]/(c√D)."""
-    c, n = 1e5, 20_000
-    flow = FlowMap(MEAN + 1.0, STD)
+def test_gradient_of_regression_near_a_square() -> None:
+    """At large c the distance is ‖d‖²/(2c√D). A map whose μ is off by 1 is off by its slope ∂G/∂μ everywhere, so that
+    the gradient by μ is that slope squared over c√D.
+    """
+    c, flow = 1e5, FlowMap(MEAN + 1.0, STD)
     slope = 1 - STD / (STD**2 + 20.0**2).sqrt()
-    moved = descended(Regression(c=c), None, student_of(flow), pairs(n, flow.process), batch=64, seed=seed)
-    close(moved["denoiser.mean"] * c * 2**0.5, slope**2 * 1.0, 1e-6)
-    assert_mean(pairs(n, flow.process).rows["x"], MEAN * (1 - STD / 20.0), share=0.2, beyond=8)
+    moved = descended(Regression(c=c), None, student_of(flow), pairs(64, flow.process), batch=64)
+    close(moved["denoiser.mean"] * c * 2**0.5, slope**2, 1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.diffusion import Karras
 from limbeck.engine import Cast, Linear, Loss, Objective, Role, Run, Term, Tick
 from limbeck.engine.loop import Books
+from limbeck.rng import Rng
 from limbeck.students import FewStep
 
 
@@ -160,7 +161,14 @@ def flags(run: Run) -> dict[str, bool]:
     return {f"{n}.{k}": p.requires_grad for n, role in run.cast.roles.items() for k, p in role.params.items()}
 
 
-def every_tick(run: Run) -> Run:
-    """The run with every term due at every tick."""
+def lively(run: Run) -> Run:
+    """The run with every term due at every tick, and roles that were clones moved a little.
+
+    A critic starts as its teacher, and as long as the two agree many a student's gradient is 0.
+    """
     run.terms = tuple(replace(term, every=1) for term in run.terms)
+    for name, role in run.cast.roles.items():
+        if name not in run.cast.students:
+            for key, p in role.params.items():
+                p.add_(0.1 * Rng(("lively", name, key)).normal(*p.shape, dtype=p.dtype))
     return run

@@ -33,7 +33,7 @@ from tests.suite.cases import (
     unequal,
     verdict,
 )
-from tests.suite.probes import every_tick, gradients
+from tests.suite.probes import gradients, lively
 
 TERMS = [(case, term.name) for case in homes() for term in case.run().terms]
 
@@ -70,7 +70,7 @@ def test_a_teacher_fits_some_objective(name: str) -> None:
 @pytest.mark.parametrize("case", matches(), ids=str)
 def test_it_runs(case: Case) -> None:
     """Finite losses of every term, a gradient for every role, a student that moved, and a teacher that did not."""
-    run = every_tick(case.run(steps=2))
+    run = lively(case.run(steps=2))
     teacher = run.cast.teachers["teacher"]
     before, known = copy.deepcopy(run.cast.state_dict()), copy.deepcopy(teacher.state_dict())
     for step in run:
@@ -96,7 +96,7 @@ def test_with_batch_statistics_the_teacher_keeps_its_own(case: Case) -> None:
 
 @pytest.mark.parametrize(("case", "name"), TERMS, ids=lambda value: str(value))
 def test_a_term_trains_exactly_its_roles(case: Case, name: str) -> None:
-    run = every_tick(case.run(steps=1, optim=Adam(lr=1e-2)))
+    run = lively(case.run(steps=1, optim=Adam(lr=1e-2)))
     (term,) = run.terms = tuple(term for term in run.terms if term.name == name)
     before = copy.deepcopy(run.cast.state_dict()["roles"])
     with gradients() as seen:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.engine import Role, Run, Term, Tick
+from limbeck.engine import Objective, Role, Run, Term, Tick
 from limbeck.engine.tick import same_buffers
-from limbeck.objectives import DMD, GAN, SDS
+from limbeck.objectives import DMD, GAN, SDS, Consistency
 from limbeck.students import OneStep
 from tests.suite.cases import Case, Kind, homes, sample, trained, unequal
-from tests.suite.probes import Ragged, Watch, every_tick, flags
+from tests.suite.probes import Ragged, Watch, flags, lively
 
 SUM = DMD(critic_steps=2) + GAN(critic_steps=3)
 ONE = Case("DMD", "OneStep", "Trained")
@@ -39,7 +39,7 @@ def holders(run: Run) -> set[str]:
 def test_gradients_are_where_they_belong(case: Case, objective: Any, accumulate: int) -> None:
     """Before each loss only roles of earlier losses have gradients; while it runs, only its own roles want any."""
     watch = Watch(objective=objective or case.make(), note=lambda term, _: (term, holders(run), flags(run)))
-    run = every_tick(case.run(watch, steps=2, accumulate=accumulate))
+    run = lively(case.run(watch, steps=2, accumulate=accumulate))
     for _ in range(2):
         before = flags(run)
         assert not any(before.values()) and not holders(run)
@@ -71,7 +71,7 @@ def test_only_trained_roles_reach_their_optimiser(
 @pytest.mark.parametrize("case", homes(), ids=str)
 def test_all_losses_see_the_starting_parameters(case: Case) -> None:
     """No role steps before the last loss of the last micro-batch."""
-    run = every_tick(case.run(Watch(objective=case.make(), note=lambda term, tick: note(run)), steps=2, accumulate=2))
+    run = lively(case.run(Watch(objective=case.make(), note=lambda term, tick: note(run)), steps=2, accumulate=2))
     watch = run.objective
     assert isinstance(watch, Watch)
     for _ in range(2):
@@ -101,6 +101,9 @@ def test_a_loss_that_fails_leaves_the_flags_as_they_were() -> None:
 
 # Buffers
 
+SHARED = DMD(critic_steps=2) + GAN(critic_steps=2)
+BESIDE = Consistency() + DMD(critic_steps=3)
+
 
 def statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     """Buffers, at this moment."""
@@ -125,12 +128,18 @@ def test_draws_for_others_leave_the_students_statistics(case: Case) -> None:
         known = statistics(student)
 
 
-def test_one_draw_moves_the_statistics_once() -> None:
-    """All losses of a tick share one draw: the student has seen as many batches as it has had steps."""
-    run = replace(ONE, kind=Kind(layer="batchnorm")).run(DMD(critic_steps=2) + GAN(critic_steps=2), steps=6)
+@pytest.mark.parametrize(
+    ("objective", "batches"), [(DMD(critic_steps=2) + GAN(critic_steps=2), 3), (BESIDE, 6 * 2 + 2)]
+)
+def test_one_draw_moves_the_statistics_once(objective: Objective, batches: int) -> None:
+    """All losses of a tick share one draw, and only one that trains the student counts as a batch that it has seen.
+
+    A consistency loss passes two batches through the student, in every tick; DMD draws for it in every third.
+    """
+    run = replace(ONE, kind=Kind(layer="batchnorm")).run(objective, steps=6)
     run.finish()
     seen = run.cast.students["student"].state_dict()["denoiser.net.layer.num_batches_tracked"]
-    assert int(seen) == run.cast.roles["student"].steps == 3
+    assert int(seen) == batches
 
 
 def test_the_average_has_the_students_statistics() -> None:
@@ -170,7 +179,7 @@ def surroundings() -> dict[str, Any]:
 @pytest.mark.parametrize("case", sample(), ids=str)
 def test_a_step_leaves_its_surroundings_alone(case: Case, autocast: torch.dtype | None) -> None:
     before = surroundings()
-    run = every_tick(case.run(steps=3, accumulate=2, autocast=autocast))
+    run = lively(case.run(steps=3, accumulate=2, autocast=autocast))
     assert unequal(surroundings(), before) == []
     for _ in run:
         assert unequal(surroundings(), before) == []
@@ -223,7 +232,7 @@ def mask(term: Term, tick: Tick) -> tuple[float, ...]:
         return tuple(torch.rand(4).tolist())
 
 
-def test_dropout_is_drawn_anew_every_tick_and_micro_batch() -> None:
+def test_dropout_is_drawn_anew_lively_and_micro_batch() -> None:
     watch = Watch(objective=SDS(), note=mask)
     Case("SDS", "Image", "Trained").run(watch, steps=2, accumulate=2).finish()
     assert len(set(watch.notes)) == len(watch.notes) == 4

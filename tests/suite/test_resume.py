@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("suite-resume")  # one worker of pytest mak
 
 PLANS = plans(sample())
 CUT = (7,)
-CUTS = {"growth under a critic": (3, 4, 7, 8), str(GROWING): (3, 4, 7)}
+CUTS = {"growth": (3, 4, 7), "growth under a critic": (3, 4, 7, 8)}
 """Ticks at which a checkpoint is written; growth is at ticks 4 and 8."""
 
 

@@ -34,6 +34,7 @@ def plans(cases: Iterable[Case]) -> dict[str, Make]:
     mixed = {"default": RAdam(lr=1e-2), "student": SGD(lr=1e-2, momentum=0.9), "critic": Adam(weight_decay=0.1)}
     return {
         **{str(case): case.run for case in cases},
+        "growth": GROWING.run,
         "growth under a critic": partial(GROWING.run, DMD(critic_steps=2)),
         "a sum with a shared critic": partial(one.run, DUO),
         "ragged weights over micro-batches": partial(one.run, Ragged(), accumulate=4),

@@ -28,7 +28,7 @@ def pseudo_huber(a: Tensor, b: Tensor, *, c: float = 0.00054) -> Tensor:
     """
     square = ((a - b) ** 2).flatten(1).sum(1)
     c = c * sqrt(a[0].numel())
-    return (square + c**2).sqrt() - c
+    return (square + c**2).clamp_min(1e-30).sqrt() - c  # a gradient of 0, not NaN, where a = b and c = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Consistency(Objective):
         teacher = cast.need("teacher", Denoiser, by=self) if self.teacher else None
 
         def loss(tick: Tick) -> Loss:
-            x, cond, rng, process = tick.batch["x"], tick.batch.get("cond"), tick.rng(self), student.process
+            x, cond, rng, process = tick.batch["x"], tick.batch.get("cond"), tick.rng("consistency"), student.process
             u = rng.uniform(len(x))
             t = self.times.at(u, process, tick.progress)
             r = self.times.at((u - self.interval).clamp_min(0), process, tick.progress)

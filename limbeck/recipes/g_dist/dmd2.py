@@ -8,7 +8,7 @@ from limbeck.recipes.claims import one_step_frechet
 from limbeck.students import FromTeacher
 
 
-def recipe(problem: Generative, steps: int = 1_000) -> Recipe:
+def recipe(problem: Generative, steps: int = 1_200) -> Recipe:
     critic, seen = Critic(times=LogNormal(mean=-0.8, std=1.4)), Karras(lo=0.02, hi=0.98)
     gan = GAN(critic=critic, times=seen, critic_steps=2, feature_weight=0.3)
     return Recipe(
