@@ -89,7 +89,7 @@ def in_family(family: str) -> tuple[System, ...]:
 
     >>> in_family("G-dst")
     Traceback (most recent call last):
-    limbeck.errors.BadSetting: there is no family 'G-dst'; did you mean G-dist?
+    limbeck.errors.BadSetting: there is no family 'G-dst'; did you mean G-dist or G-adv?
     """
     chosen = tuple(system for system in systems() if system.family == family)
     if not chosen:

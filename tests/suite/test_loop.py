@@ -213,6 +213,24 @@ def test_bf16_forward_passes_keep_parameters_and_gradients_whole(case: Case) -> 
         assert float(nn.functional.cosine_similarity(a, b, dim=0)) > 0.9
 
 
+@dataclass(frozen=True, kw_only=True)
+class Half(Objective):
+    """A loss that comes in half precision, as from a network under autocast."""
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        def loss(tick: Tick) -> Loss:
+            x = tick.draw().x[:, 0]
+            return Loss((x - x.detach() + torch.arange(1.0, 1.0 + len(x)) / 7).bfloat16())
+
+        return (Term("half", "student", loss, of=self),)
+
+
+def test_half_precision_losses_are_summed_in_float32() -> None:
+    (step,) = PARTICLES.run(Half(), steps=1)
+    rows = torch.arange(1.0, 1.0 + BATCH) / 7
+    assert step.losses["half"] == pytest.approx(float(rows.bfloat16().float().mean()), rel=1e-6)
+
+
 # Several students
 
 
