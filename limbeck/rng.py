@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -87,6 +88,20 @@ def seeded(*names: object) -> Generator[None]:
     >>> bool((torch.get_rng_state() == before).all())
     True
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed_of(*names))
+    seed, states = seed_of(*names), [generator.get_state() for generator in _generators()]
+    try:
+        for generator in _generators():
+            generator.manual_seed(seed)
         yield
+    finally:
+        for generator, state in zip(_generators(), states, strict=True):
+            generator.set_state(state)
+
+
+@cache
+def _generators() -> tuple[torch.Generator, ...]:
+    """torch's global generators; ``torch.manual_seed`` would take a millisecond where there is no CUDA device."""
+    if not torch.cuda.device_count():
+        return (torch.default_generator,)
+    torch.cuda.init()
+    return (torch.default_generator, *torch.cuda.default_generators)

@@ -40,8 +40,11 @@ class Optim(ABC):
         >>> Adam(lr=0.1, scale=(("*.bias", 0.5),)).rate("net.bias", 0.0)
         0.05
         """
-        factor = next((factor for glob, factor in self.scale if fnmatchcase(name, glob)), 1.0)
-        return self.lr * factor * value_at(self.schedule, progress)
+        return self.lr * self.factor(name) * value_at(self.schedule, progress)
+
+    def factor(self, name: str) -> float:
+        """What ``scale`` makes of a parameter's learning rate."""
+        return next((factor for glob, factor in self.scale if fnmatchcase(name, glob)), 1.0)
 
     @abstractmethod
     def build(self, groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -35,7 +35,10 @@ class Role:
         """A new optimiser over the module's parameters as they are now."""
         every = dict(self.module.named_parameters())
         self.params = {name: every[name].requires_grad_(False) for name in self.names}
-        self.optimizer = self.optim.build([{"params": [p], "name": name} for name, p in self.params.items()])
+        groups: dict[float, dict[str, Any]] = {}  # parameters of one learning rate are updated by one fused call
+        for name, p in self.params.items():
+            groups.setdefault(self.optim.factor(name), {"params": [], "name": name})["params"].append(p)
+        self.optimizer = self.optim.build(groups.values())
 
     def step(self, progress: float) -> None:
         """One update from the gradients that are there."""
@@ -80,13 +83,18 @@ class Target:
 
     def __init__(self, role: Role, module: nn.Module, ema: EMA):
         self.role, self.module, self.ema, self.updates = role, module, ema, 0
+        self.bind()
+
+    def bind(self) -> None:
+        """Looks its parameters up, as they are now."""
+        self.params = dict(self.module.named_parameters())
 
     @torch.no_grad()
     def follow(self) -> None:
         """One step towards the role's parameters; buffers are copied."""
-        keep, own = self.ema.at(self.updates), dict(self.module.named_parameters())
+        keep = self.ema.at(self.updates)
         for name, p in self.role.params.items():
-            own[name].lerp_(p, 1 - keep)
+            self.params[name].lerp_(p, 1 - keep)
         buffers = dict(self.role.module.named_buffers())
         for name, buffer in self.module.named_buffers():
             buffer.copy_(buffers[name])
@@ -95,11 +103,11 @@ class Target:
     @torch.no_grad()
     def regrow(self, rows: Mapping[str, Rows]) -> None:
         """The average takes its new rows; fresh ones start at their value."""
-        own = dict(self.module.named_parameters())
         for name, change in rows.items():
-            value = own[name][change.source]
+            value = self.params[name][change.source]
             value[change.fresh] = change.value[change.fresh]
             _put(self.module, name, value)
+        self.bind()
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the number of updates."""
@@ -108,6 +116,7 @@ class Target:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
         load_module(self.module, state["module"])
+        self.bind()
         self.updates = int(state["updates"])
 
 

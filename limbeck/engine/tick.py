@@ -1,6 +1,6 @@
 """One micro-batch of one tick, as a loss sees it: batch, named random numbers, and passes that are made once."""
 
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -80,7 +80,7 @@ class Tick:
         self.trains: tuple[str, ...] = ()  # the roles of the loss that is being computed
         self.grads: Mapping[str, Tensor] = {}
         self._draws: dict[str, tuple[Tensor, Draw]] = {}
-        self._moved: dict[str, list[Tensor]] = {}
+        self._moved: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._noised: dict[Hashable, Noised] = {}
         self._passes: dict[Hashable, Tensor] = {}
 
@@ -116,7 +116,7 @@ class Tick:
         draw = self._draws[who][1]
         if who not in self.trains:
             return replace(draw, x=draw.x.detach())
-        put_buffers(self.cast.module(who), self._moved.pop(who, []))
+        put_buffers(self._moved.pop(who, []))
         return draw
 
     def noised(self, times: Times, of: str = "student") -> Noised:
@@ -170,22 +170,22 @@ class Tick:
 
 
 @contextmanager
-def same_buffers(module: nn.Module) -> Generator[list[Tensor]]:
+def same_buffers(module: nn.Module) -> Generator[list[tuple[Tensor, Tensor]]]:
     """Inside, a pass may change the module's buffers (running statistics); after it they are as before.
 
-    What the pass made of them is then in the list that is given.
+    What the pass made of each is then in the list that is given.
     """
-    before, after = [buffer.clone() for buffer in module.buffers()], list[Tensor]()
+    before, after = [buffer.clone() for buffer in module.buffers()], list[tuple[Tensor, Tensor]]()
     try:
         yield after
     finally:
-        after += [buffer.clone() for buffer in module.buffers()]
-        put_buffers(module, before)
+        after += [(buffer, buffer.clone()) for buffer in module.buffers()]
+        put_buffers([(buffer, value) for (buffer, _), value in zip(after, before, strict=True)])
 
 
-def put_buffers(module: nn.Module, values: Sequence[Tensor]) -> None:
-    """Sets all buffers of a module, or none; behind the back of a graph that holds them."""
-    for buffer, value in zip(module.buffers(), values, strict=bool(values)):
+def put_buffers(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Sets buffers, behind the back of a graph that holds them."""
+    for buffer, value in values:
         buffer.data.copy_(value)
 
 

@@ -232,6 +232,7 @@ def main() -> None:
     """Trains the shipped networks again: ``python -m limbeck.problems.digits``."""
     from safetensors.torch import save_file
 
+    torch.set_num_threads(Digits.threads or torch.get_num_threads())
     ASSETS.mkdir(exist_ok=True)
     for name, train in (("digits_features", train_judge), ("digits_teacher", train_teacher)):
         save_file(

@@ -15,7 +15,7 @@ from limbeck.engine.tick import same_buffers
 from limbeck.objectives import DMD, GAN, SDS, Consistency
 from limbeck.students import OneStep
 from tests.suite.cases import Case, Kind, homes, sample, trained, unequal
-from tests.suite.probes import Ragged, Watch, flags, lively
+from tests.suite.probes import Ragged, Watch, flags, gradients, lively
 
 SUM = DMD(critic_steps=2) + GAN(critic_steps=3)
 ONE = Case("DMD", "OneStep", "Trained")
@@ -66,6 +66,18 @@ def test_only_trained_roles_reach_their_optimiser(
         run.tick()
         due = sorted({role for term in run.terms if i % term.every == 0 for role in term.roles})
         assert stepped == [(role, set(due)) for role in due]
+
+
+@pytest.mark.parametrize(("case", "objective", "accumulate"), RUNS)
+def test_losses_of_others_send_no_gradient_to_the_student(case: Case, objective: Any, accumulate: int) -> None:
+    """The student's gradient beside its critics' losses has the bits that it has without them."""
+    with gradients() as seen:
+        for alone in (False, True):
+            run = lively(case.run(objective, steps=1, accumulate=accumulate))
+            run.terms = tuple(term for term in run.terms if "student" in term.roles or not alone)
+            run.finish()
+    both, alone = (grads["student"] for grads in seen)
+    assert any(g.norm() > 0 for g in alone.values()) and unequal(both, alone) == []
 
 
 @pytest.mark.parametrize("case", homes(), ids=str)
