@@ -30,7 +30,7 @@ test: .venv/.done
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 
 bench: .venv/.done
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file; done
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(PY) $$file; done
 
 clean:
 	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis

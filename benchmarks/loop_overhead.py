@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
-from paired import paired, row
+from _paired import paired, row
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from limbeck import DMD, EMA, Adam, Critic, Karras, LogNormal, OneStep, Run, distill
+from limbeck import DMD, EMA, Adam, Critic, Dataset, Karras, LogNormal, OneStep, Run, distill
 from limbeck.problems.digits import Digits, split
 from limbeck.rng import seed_of
 
@@ -28,7 +28,7 @@ def limbecks(problem: Digits) -> Run:
         problem.teacher,
         OneStep(problem.network(), shape=(1, 8, 8)),
         DMD(critic=Critic(times=LOW), times=HIGH, critic_steps=CRITIC_STEPS),
-        problem.source,
+        Dataset(cond=split()[1]),
         steps=STEPS,
         batch=BATCH,
         optim=Adam(lr=LR, betas=(0.0, 0.99)),

@@ -28,11 +28,17 @@ _ROOMS = ("diffusion", "engine", "teachers", "students", "objectives", "errors",
 
 def __getattr__(name: str) -> Any:
     """Public names load their room on first use, so that ``limbeck --help`` never imports torch."""
+    if name == "__all__":
+        return [public for room in _ROOMS for public in importlib.import_module(f"limbeck.{room}").__all__]
     if not name.startswith("_"):
         if importlib.util.find_spec(f"limbeck.{name}"):
             return importlib.import_module(f"limbeck.{name}")
         for room in _ROOMS:
             module = importlib.import_module(f"limbeck.{room}")
-            if name in getattr(module, "__all__", vars(module)):
+            if name in module.__all__:
                 return getattr(module, name)
     raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+import limbeck
 from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
@@ -76,7 +77,7 @@ class Verify:
     systems: Annotated[Positional[tuple[str, ...]], arg(help="systems' ids")] = ()
     family: Annotated[str | None, arg(help="all recipes of a family")] = None
     all: Annotated[bool, arg(help="all recipes there are")] = False
-    seed: Annotated[tuple[int, ...], arg(help="seeds to measure on")] = (0, 1, 2)
+    seed: Annotated[tuple[int, ...], arg(help="seeds to measure on")] = (101, 102, 103)
     record: Annotated[bool, arg(help="write evidence/")] = False
     json: Annotated[bool, arg(help="print a list of objects")] = False
 
@@ -171,6 +172,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     markers = (OmitSubcommandPrefixes, FlagCreatePairsOff)
+    if argv in (["--version"], ["-V"]):
+        print(f"limbeck {limbeck.__version__}")
+        return 0
     about = "Distil a diffusion model, a network or a data set into a small one."
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise BadSetting(f"there is no command {argv[0]!r}{catalogue.hint(argv[0], COMMANDS)}")

@@ -216,10 +216,12 @@ def _is_tenth(stage: Stage, step: Step) -> bool:
 
 
 def _print_figures(figures: dict[str, float]) -> None:
-    table = Table("", "student", "teacher", box=None)
-    for name, value in figures.items():
-        if not name.endswith("_teacher"):
-            table.add_row(name.replace("_", " "), f"{value:.4g}", f"{figures[f'{name}_teacher']:.4g}")
+    others = [side for side in ("teacher", "heldout") if any(name.endswith(f"_{side}") for name in figures)]
+    table = Table("", "student", *others, box=None)
+    for name in figures:
+        if not any(name.endswith(f"_{side}") for side in others):
+            values = [figures.get(f"{name}_{side}") for side in others]
+            table.add_row(name.replace("_", " "), *("" if v is None else f"{v:.4g}" for v in (figures[name], *values)))
     console.print(table)
 
 
@@ -279,7 +281,7 @@ def _record(name: str, result: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(catalogue.PACKAGE), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(catalogue.PACKAGE), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

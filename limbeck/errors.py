@@ -49,3 +49,6 @@ def in_range(name: str, value: float, lo: float = float("-inf"), hi: float = flo
         return
     bound = f"at least {lo:g}" if hi == float("inf") else f"between {lo:g} and {hi:g}"
     raise BadSetting(f"{name} must be {bound}, got {value:g}.")
+
+
+__all__ = ["BadFile", "BadSetting", "Diverged", "Failed", "Incompatible", "LimbeckError"]

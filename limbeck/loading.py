@@ -1,5 +1,6 @@
 """From names and files to recipes, problems and finished runs."""
 
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -162,7 +163,21 @@ def sources_of(name: str, recipe: Recipe) -> list[str]:
         visit(stage)
         if isinstance(stage, Stage):
             visit(getattr(stage.student, "__self__", stage.student))
+    found |= _imported(found)
     return sorted(str(path.relative_to(catalogue.PACKAGE)) for path in found if path.is_relative_to(catalogue.PACKAGE))
+
+
+def _imported(files: set[Path]) -> set[Path]:
+    """What these files import from the rooms of objectives, students and recipes, and what that imports in turn."""
+    more: set[Path] = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[:1] == ["limbeck"]:
+                parts = (node.module or "").split(".")[1:]
+                if parts and parts[0] in ("objectives", "students", "recipes"):
+                    more.add(catalogue.PACKAGE.joinpath(*parts).with_suffix(".py"))
+    more = {path for path in more if path.exists()} - files
+    return more | _imported(files | more) if more else more
 
 
 def describe(

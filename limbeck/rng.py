@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from limbeck.errors import BadSetting
+
 
 def seed_of(*names: object) -> int:
     """A 63-bit seed from any names, the same in every process.
@@ -15,7 +17,10 @@ def seed_of(*names: object) -> int:
     >>> seed_of(0, "dmd2", 17, "draw") == seed_of(0, "dmd2", 17, "draw") != seed_of(1, "dmd2", 17, "draw")
     True
     """
-    digest = hashlib.blake2b("\x1f".join(map(str, names)).encode(), digest_size=8).digest()
+    text = "\x1f".join(map(str, names))
+    if " object at 0x" in text:  # a memory address would be another seed in every process
+        raise BadSetting(f"random numbers need a name that says what it is, such as a frozen dataclass, got {text!r}.")
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -105,3 +110,6 @@ def _generators() -> tuple[torch.Generator, ...]:
         return (torch.default_generator,)
     torch.cuda.init()
     return (torch.default_generator, *torch.cuda.default_generators)
+
+
+__all__ = ["Rng", "seed_of", "seeded"]

@@ -4,7 +4,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ class Wrapped(Denoiser):
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
         return self.inner.denoise(x_t, t, cond)
 
-    def clone(self, *, trainable: bool) -> Self:
+    def clone(self, *, trainable: bool) -> Denoiser:
         other = copy.copy(self)
         other._modules = {"inner": self.inner.clone(trainable=trainable)}
         return other

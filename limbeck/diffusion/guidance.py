@@ -30,6 +30,10 @@ class Guided(Wrapped):
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
         return self.guidance.x0(self.inner, x_t, t, cond)
 
+    def clone(self, *, trainable: bool) -> Denoiser:
+        """A frozen copy stays guided; what learns, a critic or a student, is the plain network."""
+        return self.inner.clone(trainable=True) if trainable else super().clone(trainable=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CFG(Guidance):

@@ -61,7 +61,7 @@ def write_folder(path: Path, files: Mapping[str, bytes] | None = None, state: St
     Raises:
         Failed: if it cannot be written.
     """
-    with new_folder(path) as folder:
+    with new_folder(path) as folder, writing(path):
         if state is not None:
             tensors, values = flatten(state)
             save_file(tensors, folder / "state.safetensors")
@@ -78,7 +78,8 @@ def new_folder(path: Path) -> Generator[Path]:
         with writing(path):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            yield partial
+        yield partial
+        with writing(path):
             seal(partial)
             if path.exists():
                 shutil.rmtree(path)
@@ -112,7 +113,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a folder was sealed and every file still has its checksum."""
     try:
         sums = json.loads((folder / "checksums.json").read_text())
-        return all(checksum(folder / name) == value for name, value in sums.items())
+        return bool(sums) and all(checksum(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -16,7 +16,7 @@ from limbeck.engine.optim import EMA, Optim, gradient_norm
 from limbeck.engine.roles import Cast, Role
 from limbeck.engine.schedule import value_at
 from limbeck.engine.student import Grows
-from limbeck.engine.tick import Place, Tick
+from limbeck.engine.tick import Place, Tick, put_buffers
 from limbeck.errors import BadSetting, Diverged, Incompatible, in_range
 
 PATIENCE = 10
@@ -40,6 +40,11 @@ class Step:
     norms: Mapping[str, float]
     skipped: tuple[str, ...]
     seconds: float
+
+    @property
+    def measured(self) -> dict[str, Mapping[str, float]]:
+        """Losses and norms, by those names."""
+        return {"losses": self.losses, "norms": self.norms}
 
 
 def distill(
@@ -128,6 +133,7 @@ class Run:
         self.accumulate, self.autocast, self.seed = accumulate, autocast, seed
         objective.check(cast)
         self.terms = ordered(objective.terms(cast))
+        cast.check_optim()
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         self._refuse_coupled()
         if not any(set(term.roles) & set(cast.students) and term.weight != 0 for term in self.terms):
@@ -154,6 +160,12 @@ class Run:
         """The result so far of the student of this name."""
         return self.ema.get(name) or self.cast.students[name]
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the last updates and all parameters are finite: only then is this a state to go back to."""
+        params = (p for role in self.cast.roles.values() for p in role.params.values())
+        return not any(self._failures.values()) and all(bool(p.isfinite().all()) for p in params)
+
     def __iter__(self) -> Iterator[Step]:
         while self.i < self.steps:
             yield self.tick()
@@ -170,6 +182,7 @@ class Run:
         due = [term for term in self.terms if term.due(self.i, progress)]
         roles = sorted({name for term in due for name in term.roles})
         books, last = Books(self, due), None
+        buffers = {name: [(b, b.clone()) for b in self.cast.roles[name].module.buffers()] for name in roles}
         for k in range(self.accumulate):
             last = Tick(self.cast, self._place(k, progress), {}, frozenset(roles))
             last.batch = self.source.take(last.size, last.rng("data"))
@@ -178,6 +191,7 @@ class Run:
         losses, values = books.means(), torch.stack([*norms.values()]).tolist() if norms else []
         norm = dict(zip(norms, values, strict=True))
         skipped = tuple(name for name in roles if not self._finite(name, norm, due, losses))
+        put_buffers(pair for name in skipped for pair in buffers[name])  # running statistics saw the bad batch too
         self._update([name for name in roles if name not in skipped], norm, progress, last)
         self.i += 1
         return Step(self.i, losses, norm, skipped, time.perf_counter() - began)
@@ -263,7 +277,11 @@ class Books:
         self._through(tick)
 
     def _backward(self, term: Term, loss: Loss, tick: Tick) -> None:
-        assert term.coupled == (loss.value.dim() == 0), f"{term.name}: coupled says {term.coupled}"
+        shapes = [tuple(x.shape) for x in (loss.value, loss.weight) if x is not None]
+        wanted = () if term.coupled else (tick.size,)
+        if any(shape != wanted for shape in shapes):
+            need = f"a loss of shape {wanted}{' since it is coupled' if term.coupled else ', one for each example'}"
+            raise Incompatible(term.name, need=need, got=" with weights ".join(map(str, shapes)))
         value = loss.value.float() if loss.value.dtype in (torch.float16, torch.bfloat16) else loss.value
         total = value.sum() if loss.weight is None else (value * loss.weight).sum()
         rows = torch.tensor(value.numel(), dtype=value.dtype, device=value.device)

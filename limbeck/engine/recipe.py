@@ -63,7 +63,6 @@ class Stage:
         optim: how each role learns; ``default`` is for those not named.
         ema: moving average of the student.
         accumulate: micro-batches of a tick.
-        keep_every: ticks between students that are kept for later stages; 0 keeps the last only.
     """
 
     name: str
@@ -76,7 +75,6 @@ class Stage:
     optim: Mapping[str, Optim] = field(default_factory=lambda: {"default": Adam()})
     ema: EMA | None = None
     accumulate: int = 1
-    keep_every: int = 0
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, 1)

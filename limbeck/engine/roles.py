@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.diffusion.denoiser import Denoiser
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.student import Grows, Rows, Student
-from limbeck.errors import Incompatible
+from limbeck.errors import BadSetting, Incompatible
 from limbeck.rng import seeded
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +34,7 @@ class Role:
     def bind(self) -> None:
         """A new optimiser over the module's parameters as they are now."""
         every = dict(self.module.named_parameters())
-        self.params = {name: every[name].requires_grad_(False) for name in self.names}
+        self.params = {name: every[name] for name in self.names}
         groups: dict[float, dict[str, Any]] = {}  # parameters of one learning rate are updated by one fused call
         for name, p in self.params.items():
             groups.setdefault(self.optim.factor(name), {"params": [], "name": name})["params"].append(p)
@@ -234,6 +234,12 @@ class Cast:
             self.targets[name] = Target(role, _copy(role.module).requires_grad_(False).eval(), ema)
         return self.targets[name].module
 
+    def check_optim(self) -> None:
+        """Raises `BadSetting` if an optimiser was given for a role that nobody plays."""
+        for name in self._optim:
+            if name != "default" and name not in self.roles:
+                raise BadSetting(f"optim names the role {name!r}, but there are only {', '.join(sorted(self.roles))}.")
+
     def keep(self, name: str, state: K) -> K:
         """State of an objective that is neither role nor target; it is saved and restored with the rest."""
         return self.kept.setdefault(name, state)  # type: ignore[return-value]
@@ -241,14 +247,15 @@ class Cast:
     @contextmanager
     def training(self, names: tuple[str, ...]) -> Generator[None]:
         """Inside, the parameters of these roles want gradients and no others do."""
-        params = [p for name in names for p in self.roles[name].params.values() if not p.requires_grad]
-        for p in params:
-            p.requires_grad_(True)
+        wanted = [(p, name in names) for name, role in self.roles.items() for p in role.params.values()]
+        changed = [p for p, wants in wanted if p.requires_grad != wants]
+        for p in changed:
+            p.requires_grad_(not p.requires_grad)
         try:
             yield
         finally:
-            for p in params:
-                p.requires_grad_(False)
+            for p in changed:
+                p.requires_grad_(not p.requires_grad)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning has changed: roles, targets, kept state."""
@@ -295,7 +302,8 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(path), leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+    owner = module.get_submodule(path)
+    setattr(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=getattr(owner, leaf).requires_grad))
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +16,7 @@ from limbeck.engine.checkpoint import is_whole, new_folder, read_state, write_fo
 from limbeck.engine.loop import Run, Step
 from limbeck.engine.recipe import Make, Prior, Problem, Recipe, Stage, Trial
 from limbeck.engine.roles import load_module
-from limbeck.errors import BadFile, BadSetting, LimbeckError
+from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
 
 KEPT = 2
 """Checkpoints that stay on disk: the newest, and the one before in case the newest is damaged."""
@@ -55,7 +56,7 @@ class Session:
         index = next((i for i, s in enumerate(self.recipe.stages) if not self._done(s)), len(self.recipe.stages))
         for stage in self.recipe.stages[:index]:
             self._recall(stage)
-        for path in sorted((self.folder / "checkpoint").glob("[0-9]*"), reverse=True):
+        for path in sorted((self.folder / "checkpoint").glob("[0-9][0-9]-*"), reverse=True):
             if not is_whole(path):
                 self.say(f"checkpoint {path.name} is damaged; the one before it is used, if there is one.")
             elif int(path.name.split("-")[0]) == index:
@@ -73,7 +74,7 @@ class Session:
         if isinstance(stage, Stage):
             student = self._start(stage).student
             self._load(lambda state: load_module(student, state), read_state(self.prior.folder(stage.name)))
-            self.prior.students[stage.name] = student
+            self.prior.students[stage.name] = student.eval()
 
     def _open(self, index: int) -> Run | None:
         if index == len(self.recipe.stages) or isinstance(stage := self.recipe.stages[index], Make):
@@ -123,13 +124,14 @@ class Session:
         """Runs to the end, or until ``stopping`` is set; then a checkpoint is written."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._metrics() as metrics:
-                while not self.finished and not self.stopping:
-                    stage = self.recipe.stages[self._index]
-                    if isinstance(stage, Make):
-                        self._make(stage)
-                    else:
-                        yield from self._train(stage, metrics)
+            metrics = self._metrics()
+        with metrics:
+            while not self.finished and not self.stopping:
+                stage = self.recipe.stages[self._index]
+                if isinstance(stage, Make):
+                    self._make(stage)
+                else:
+                    yield from self._train(stage, metrics)
 
     def _make(self, stage: Make) -> None:
         with new_folder(self.prior.folder(stage.name)) as folder:
@@ -139,27 +141,37 @@ class Session:
     def _train(self, stage: Stage, metrics: TextIO) -> Iterator[tuple[Stage, Step]]:
         self.run = run = self.run or self._open(self._index)
         assert run is not None
-        for step in run:
-            record = {"stage": stage.name, "i": step.i, "losses": step.losses, "norms": step.norms}
-            metrics.write(json.dumps({**record, "skipped": step.skipped}) + "\n")
+        while run.i < run.steps:
+            step = self._tick(stage, run)
+            with writing(self.folder / "metrics.jsonl"):
+                metrics.write(_line(stage, step))
             yield stage, step
             due = self.checkpoint_every and step.i % self.checkpoint_every == 0
-            if (due or self.stopping) and step.i < run.steps:
-                _flush(metrics)
+            if (due or self.stopping) and step.i < run.steps and run.healthy:
+                self._flush(metrics)
                 self.checkpoint()
             if self.stopping and step.i < run.steps:
                 return
-        _flush(metrics)
+        if not run.healthy:
+            raise Diverged(f"stage {stage.name} ended with parameters or updates that are not finite.")
+        self._flush(metrics)
         write_folder(self.prior.folder(stage.name), state=run.student.state_dict())
-        self.prior.students[stage.name] = run.student
+        self.prior.students[stage.name] = run.student.eval()
         self._index, self.run = self._index + 1, None
+
+    def _tick(self, stage: Stage, run: Run) -> Step:
+        try:
+            return run.tick()
+        except (RuntimeError, MemoryError) as error:  # what torch says about memory and shapes
+            text = " ".join(str(error).split())
+            raise Failed(f"stage {stage.name} failed at tick {run.i}: {type(error).__name__}: {text}.") from error
 
     def checkpoint(self) -> None:
         """Writes the state of the stage under way, and removes all checkpoints but the newest few."""
         assert self.run is not None
         where = self.folder / "checkpoint"
         write_folder(where / f"{self._index:02d}-{self.run.i:08d}", state=self.run.state_dict())
-        for old in (*where.glob(".*.partial"), *sorted(where.glob("[0-9]*"))[:-KEPT]):
+        for old in (*where.glob(".*.partial"), *sorted(where.glob("[0-9][0-9]-*"))[:-KEPT]):
             shutil.rmtree(old)
 
     def _metrics(self) -> TextIO:
@@ -169,6 +181,11 @@ class Session:
         lines = path.read_bytes().splitlines(keepends=True)
         os.truncate(path, sum(map(len, takewhile(self._has_happened, lines))))
         return path.open("a")
+
+    def _flush(self, metrics: TextIO) -> None:
+        with writing(self.folder / "metrics.jsonl"):
+            metrics.flush()
+            os.fsync(metrics.fileno())
 
     def _has_happened(self, line: bytes) -> bool:
         names = [stage.name for stage in self.recipe.stages]
@@ -180,9 +197,10 @@ class Session:
         return line.endswith(b"\n") and place <= self.position
 
 
-def _flush(file: TextIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _line(stage: Stage, step: Step) -> str:
+    """A step as a line of JSON, in which a number that is not finite is null."""
+    parts = {name: {k: v if isfinite(v) else None for k, v in part.items()} for name, part in step.measured.items()}
+    return json.dumps({"stage": stage.name, "i": step.i, **parts, "skipped": step.skipped}) + "\n"
 
 
 def run_recipe(recipe: Recipe, problem: Problem, *, seed: int = 0) -> Trial:

@@ -28,6 +28,11 @@ class Draw:
 class Student(nn.Module, ABC):
     """Anything with parameters that yields differentiable samples: particles, an image, splats, a generator."""
 
+    @property
+    def size(self) -> int | None:
+        """How many different samples it has; None if it draws new ones without end."""
+        return None
+
     @abstractmethod
     def draw(self, n: int, cond: Tree, rng: Rng) -> Draw:
         """n samples under the given conditions; a student that brings its own conditions returns those."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
 from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, precision_recall
-from limbeck.problems.problem import Classification, Generative, Problem
+from limbeck.problems.problem import Classification, Generative, Problem, evaluating
 from limbeck.rng import Rng
 from limbeck.students.generator import FewStep
 from limbeck.tree import Tree, rows
@@ -34,21 +34,22 @@ def judge(sampler: Sampler, problem: Generative, *, n: int = 5000, seed: int = 0
     """
     noise, cond, rng = fresh(problem, n, seed)
     began = time.perf_counter()
-    draws = [sampler(noise[i : i + 1000], rows(cond, slice(i, i + 1000)), rng) for i in range(0, n, 1000)]
+    parts = [slice(i, i + 1000) for i in range(0, n, 1000)]
+    draws = [sampler(noise[part], rows(cond, part), rng) for part in parts]
     seconds = time.perf_counter() - began
-    with torch.no_grad():
-        x = torch.cat([draw.x for draw in draws])
-        fake, real = problem.features(x), problem.features(problem.reference())
-        precision, recall = precision_recall(real, fake)
-        return {
-            "frechet": frechet(real, fake),
-            "energy": energy_distance(real, fake),
-            "precision": precision,
-            "recall": recall,
-            "accuracy": torch.cat([problem.agrees(draw.x, draw.cond) for draw in draws]).double().mean().item(),
-            "nearest": nearest_distance(fake, real).mean().item(),
-            "seconds_per_1000": seconds * 1000 / n,
-        }
+    x, agree = torch.cat([draw.x for draw in draws]), [problem.agrees(draw.x, draw.cond) for draw in draws]
+    accuracy = torch.cat(agree).double().mean().item()
+    return {**distances(x, problem), "accuracy": accuracy, "seconds_per_1000": seconds * 1000 / n}
+
+
+@torch.no_grad()
+def distances(x: Tensor, problem: Generative) -> dict[str, float]:
+    """How far samples x [n, …] are from the problem's reference, in its feature space."""
+    fake, real = problem.features(x), problem.features(problem.reference())
+    precision, recall = precision_recall(real, fake)
+    nearest = nearest_distance(fake, real).mean().item()
+    figures = {"frechet": frechet(real, fake), "energy": energy_distance(real, fake)}
+    return {**figures, "precision": precision, "recall": recall, "nearest": nearest}
 
 
 def fresh(problem: Generative, n: int, seed: int) -> tuple[Tensor, Tree, Rng]:
@@ -63,11 +64,17 @@ def student_of(student: nn.Module) -> Sampler:
     Raises:
         Incompatible: something that draws no samples.
     """
-    if isinstance(student, FewStep):
-        return lambda noise, cond, rng: Draw(student.generate(noise, cond, rng), cond)
-    if isinstance(student, Student):
-        return torch.no_grad()(lambda noise, cond, rng: student.draw(len(noise), cond, rng))
-    raise Incompatible("evaluation", need="a student that draws samples", got=f"a {type(student).__name__}")
+    if not isinstance(student, Student):
+        raise Incompatible("evaluation", need="a student that draws samples", got=f"a {type(student).__name__}")
+
+    @torch.no_grad()
+    def sampler(noise: Tensor, cond: Tree, rng: Rng) -> Draw:
+        with evaluating(student):
+            if isinstance(student, FewStep):
+                return Draw(student.generate(noise, cond, rng), cond)
+            return student.draw(len(noise), cond, rng)
+
+    return sampler
 
 
 def teacher_of(problem: Generative) -> Sampler:
@@ -78,6 +85,9 @@ def teacher_of(problem: Generative) -> Sampler:
 def evaluate(student: nn.Module, problem: Problem, *, n: int = 5000, seed: int = 0) -> dict[str, float]:
     """Student and teacher before the same judge; the teacher's figures end in ``_teacher``.
 
+    Where the problem has held-out data, their distances to the reference end in ``_heldout``: what real samples that
+    nobody trained on would get.
+
     Raises:
         Incompatible: a student that the problem cannot judge.
     """
@@ -85,12 +95,16 @@ def evaluate(student: nn.Module, problem: Problem, *, n: int = 5000, seed: int =
         theirs = {"accuracy": problem.accuracy(problem.teacher), "parameters": parameters(problem.teacher)}
         ours = {"accuracy": problem.accuracy(student), "parameters": parameters(student)}
     elif isinstance(problem, Generative):
+        n = min(n, getattr(student, "size", None) or n)
         nfe = len(student.ratios) if isinstance(student, FewStep) else 0
         ours = {**judge(student_of(student), problem, n=n, seed=seed), "nfe": nfe}
         theirs = {**judge(teacher_of(problem), problem, n=n, seed=seed), "nfe": problem.nfe}
     else:
         raise Incompatible("evaluation", need="a generative or classification problem", got=type(problem).__name__)
-    return {**ours, **{f"{name}_teacher": value for name, value in theirs.items()}}
+    sides = {"teacher": theirs}
+    if isinstance(problem, Generative) and (unseen := problem.unseen()) is not None:
+        sides["heldout"] = distances(unseen, problem)
+    return {**ours, **{f"{name}_{side}": value for side, part in sides.items() for name, value in part.items()}}
 
 
 def parameters(module: nn.Module) -> int:

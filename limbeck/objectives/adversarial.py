@@ -48,9 +48,10 @@ class GAN(Objective):
         on: whose features the discriminator reads: the critic's (DMD2) or the frozen teacher's (LADD).
         critic: settings of the critic, equal to those of the objective it is shared with.
         times: noise levels at which samples are judged.
-        critic_steps: ticks to one step of the student; equal to that of the objective it is added to.
+        critic_steps: ticks to one step of the student; to be that of the objective it is added to.
         hidden: width of the discriminator's heads.
-        feature_weight: weight of the discriminator's loss on the critic that lends its features; 0 leaves it alone.
+        feature_weight: weight of the discriminator's loss on the critic that lends its features, and then also on its
+            heads; 0 leaves the critic alone.
 
     Raises:
         Incompatible: no real samples, or a denoiser that shows no features.

@@ -36,7 +36,8 @@ def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Returns:
         train_x [1300, 1, 8, 8], train_y [1300], heldout_x [497, 1, 8, 8], heldout_y [497]; float32 and int64.
 
-    Source: scikit-learn's ``load_digits``, the test part of Alpaydin & Kaynak 1998 (UCI, optical digits).
+    Source: scikit-learn's ``load_digits``, the test part of Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten
+    Digits" (UCI, CC BY 4.0).
 
     >>> train_x, train_y, heldout_x, heldout_y = split()
     >>> train_x.shape, heldout_x.shape, train_y.bincount().tolist()
@@ -173,6 +174,9 @@ class Digits(Generative):
 
     def reference(self) -> Tensor:
         return split()[0]
+
+    def unseen(self) -> Tensor:
+        return split()[2]
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:

@@ -23,12 +23,11 @@ class DigitsClassify(Classification):
 
     name = "digits-classify"
     threads = 1
-    classes = 10
 
     def __init__(self, per_class: int = 5) -> None:
         x, y, heldout_x, heldout_y = split()
         order = Rng((self.name,)).uniform(len(y)).argsort()
-        chosen = torch.cat([order[y[order] == k][:per_class] for k in range(self.classes)])
+        chosen = torch.cat([order[y[order] == k][:per_class] for k in range(10)])
         self.train, self.heldout = (x[chosen], y[chosen]), (heldout_x, heldout_y)
 
     @cached_property

@@ -1,6 +1,8 @@
 """What to distil on: a teacher, data if there are any, conditions, a student network, and how to judge a result."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +67,10 @@ class Generative(Problem):
     def reference(self) -> Tensor:
         """Real samples that results are compared with, [N, …]."""
 
+    def unseen(self) -> Tensor | None:
+        """Real samples that neither teacher nor student has seen, if there are any."""
+        return None
+
     def features(self, x: Tensor) -> Tensor:
         """Where distances are measured, [B, F]; by default the samples themselves."""
         return x.flatten(1)
@@ -98,7 +104,6 @@ class Generative(Problem):
 class Classification(Problem):
     """A classifier as the teacher, labelled data, and held-out data to judge on."""
 
-    classes: int
     train: tuple[Tensor, Tensor]
     heldout: tuple[Tensor, Tensor]
 
@@ -109,7 +114,17 @@ class Classification(Problem):
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
         """Share of held-out examples that the model gets right."""
-        was = model.training
-        right = model.eval()(self.heldout[0]).argmax(1) == self.heldout[1]
-        model.train(was)
+        with evaluating(model):
+            right = model(self.heldout[0]).argmax(1) == self.heldout[1]
         return right.double().mean().item()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """Inside, the module is in evaluation mode; after it, in the mode that it was in."""
+    was = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)

@@ -1,11 +1,13 @@
 """What recipes share: the student that a problem offers, and checks that measure a ratio to an honest baseline."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.diffusion import euler, sample
+from limbeck.diffusion import Karras, euler, sample
 from limbeck.engine.recipe import Prior, Stage, Trial
 from limbeck.engine.run import run_recipe
 from limbeck.engine.student import Draw
@@ -29,11 +31,22 @@ def one_step_frechet(trial: Trial) -> float:
     return sum(p["frechet"] for p in pairs) / sum(p["frechet_teacher"] for p in pairs)
 
 
-def frechet_at_steps(steps: int):  # type: ignore[no-untyped-def]
-    """The student's Fréchet distance over that of its teacher in so many Euler steps."""
+def as_good_as_teacher(trial: Trial) -> float:
+    """`one_step_frechet`; infinite where classes, recall or speed are not as they should be."""
+    got = evaluate(trial.student, trial.problem, seed=trial.seed)
+    fast = got["seconds_per_1000_teacher"] >= 20 * got["seconds_per_1000"]
+    same = got["accuracy"] >= 0.99 and got["recall"] >= 0.9 * got["recall_teacher"]
+    return one_step_frechet(trial) if fast and same else inf
+
+
+def frechet_at_steps(steps: int) -> Callable[[Trial], float]:
+    """The student's Fréchet distance over that of its teacher in so many DDIM steps, from σ/α = 10 down to 0.02."""
 
     def check(trial: Trial) -> float:
-        teacher, times = trial.problem.teacher, trial.problem.times.grid(steps, trial.problem.teacher.process)
+        teacher, times = (
+            trial.problem.teacher,
+            Karras(sigma_min=0.02, sigma_max=10.0).grid(steps, trial.problem.teacher.process),
+        )
         ours = judge(student_of(trial.student), trial.problem, seed=trial.seed)
         theirs = judge(
             lambda z, cond, _: Draw(sample(euler(teacher, z, times, cond)), cond), trial.problem, seed=trial.seed
@@ -48,7 +61,7 @@ def error_ratio(trial: Trial) -> float:
     plain = [replace(stage, objective=CrossEntropy()) for stage in trial.recipe.stages if isinstance(stage, Stage)]
     baseline = run_recipe(replace(trial.recipe, stages=tuple(plain)), trial.problem, seed=trial.seed)
     errors = [1 - trial.problem.accuracy(student) for student in (trial.student, baseline.student)]
-    return errors[0] / errors[1]
+    return errors[0] / max(errors[1], 1 / len(trial.problem.heldout[1]))
 
 
 def mode_distance(trial: Trial) -> float:

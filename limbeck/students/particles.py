@@ -39,6 +39,10 @@ class Particles(Student):
         own = self.cond.tree()
         return Draw(self.x[index], cond if own is None else rows(own, index))
 
+    @property
+    def size(self) -> int:
+        return len(self.x)
+
     def _pick(self, n: int, rng: Rng) -> Tensor:
         if len(self.x) == (rng.total or n):
             every = torch.arange(len(self.x), device=self.x.device)

@@ -39,8 +39,8 @@ class ExactDataset(Denoiser):
         self.labels: Tensor | None
 
     def _log_joint(self, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
-        """ln N(x_t; αx_i, σ²I) + ln w_i, [B, N]."""
-        data, noisy = self.x.flatten(1), x_t.flatten(1)
+        """ln N(x_t; αx_i, σ²I) + ln w_i, [B, N]; in float64, since it is a small difference of large squares."""
+        data, noisy = self.x.flatten(1).double(), x_t.flatten(1).double()
         alpha, sigma = (like(level, noisy) for level in (self.process.alpha(t), self.process.sigma(t)))  # [B, 1]
         square = (noisy**2).sum(1, keepdim=True) - 2 * alpha * noisy @ data.T + alpha**2 * (data**2).sum(1)
         log_p = -square / (2 * sigma**2) - data.shape[1] * (sigma.log() + math.log(2 * math.pi) / 2)
@@ -50,8 +50,10 @@ class ExactDataset(Denoiser):
         return log_p.masked_fill(~same, -math.inf) - same.sum(1, keepdim=True).log()
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
-        return (self._log_joint(x_t, t, cond).softmax(1) @ self.x.flatten(1)).reshape(x_t.shape)
+        with torch.autocast(x_t.device.type, enabled=False):  # exact, whatever the networks around it run in
+            x0 = self._log_joint(x_t, t, cond).softmax(1) @ self.x.flatten(1).double()
+        return x0.reshape(x_t.shape).to(x_t)
 
     def log_prob(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
         """ln p_t(x_t), [B]."""
-        return torch.logsumexp(self._log_joint(x_t, t, cond), 1)
+        return torch.logsumexp(self._log_joint(x_t, t, cond), 1).to(x_t)

@@ -72,7 +72,8 @@ class GaussianMixture(Denoiser):
         return super().clone(trainable=trainable)
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
-        log_r, shift = self._components(x_t, t, cond)
+        with torch.autocast(x_t.device.type, enabled=False):  # exact, whatever the networks around it run in
+            log_r, shift = self._components(x_t, t, cond)
         return (log_r.softmax(-1)[..., None] * shift).sum(1)
 
     def log_prob(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:

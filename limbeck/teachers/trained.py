@@ -26,9 +26,9 @@ class Network(Protocol):
 
 
 class Trained(Featured):
-    """x0 = c_skip·x̄ + c_out·F(c_in·x̄, ln σ̄ / 4, cond), with x̄ = x_t/α, σ̄ = σ/α, so F sees unit variance.
+    """x0 = (s²α/n²)·x_t + (σs/n)·F(x_t/n, ln(σ/α)/4, cond), n² = σ² + s²α², s = σ_data.
 
-    c_skip = s²/(σ̄² + s²), c_out = σ̄·s/√(σ̄² + s²), c_in = 1/√(σ̄² + s²), s = σ_data.
+    For α = 1 this is EDM's c_skip, c_out and c_in; F sees and gives unit variance if s is the data's.
 
     Args:
         net: F; see `Network`.
@@ -55,13 +55,13 @@ class Trained(Featured):
         return x0
 
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:
-        ratio, s = self.process.ratio(t), self.sigma_data
-        norm = (ratio**2 + s**2).sqrt()
-        clean = x_t if isinstance(self.process, EDM) else x_t / like(self.process.alpha(t), x_t)
-        f, features = self.net(like(1 / norm, x_t) * clean, (ratio.log() / 4).to(x_t), cond, taps=taps, out=x0)
+        alpha, sigma, s = self.process.alpha(t), self.process.sigma(t), self.sigma_data
+        n = (sigma**2 + (s * alpha) ** 2).sqrt()
+        level = (sigma / alpha).clamp_max(1e4).log() / 4  # a process may end in pure noise, where α = 0
+        f, features = self.net(like(1 / n, x_t) * x_t, level.to(x_t), cond, taps=taps, out=x0)
         if f is None:
             return Seen(None, features)
-        return Seen(like(s**2 / norm**2, x_t) * clean + like(ratio * s / norm, x_t) * f, features)
+        return Seen(like(s**2 * alpha / n**2, x_t) * x_t + like(sigma * s / n, x_t) * f, features)
 
     def load(self, path: str | Path) -> "Trained":
         """Weights from a safetensors file, every name matched; returns itself."""

@@ -170,5 +170,5 @@ def lively(run: Run) -> Run:
     for name, role in run.cast.roles.items():
         if name not in run.cast.students:
             for key, p in role.params.items():
-                p.add_(0.1 * Rng(("lively", name, key)).normal(*p.shape, dtype=p.dtype))
+                p.data.add_(0.1 * Rng(("lively", name, key)).normal(*p.shape, dtype=p.dtype))
     return run

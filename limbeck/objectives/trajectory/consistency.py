@@ -35,6 +35,7 @@ def pseudo_huber(a: Tensor, b: Tensor, *, c: float = 0.00054) -> Tensor:
 class Consistency(Objective):
     """d(f(x_t, t), sg f̄(x_r, r)) for neighbours t > r of one trajectory, with the student's denoiser as f.
 
+    The boundary f(x, 0) = x holds by the denoiser's preconditioning (c_skip → 1, c_out → 0), as in ECT, 2406.14548.
     With a teacher x_r is one Heun step of its ODE from x_t (distillation); without, x_r has x_t's noise (training).
 
     Args:
