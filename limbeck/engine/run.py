@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
 from torch import nn
 
 from limbeck.engine.checkpoint import is_whole, new_folder, read_state, write_folder, writing
@@ -124,8 +126,7 @@ class Session:
         """Runs to the end, or until ``stopping`` is set; then a checkpoint is written."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            metrics = self._metrics()
-        with metrics:
+        with self._metrics() as metrics:
             while not self.finished and not self.stopping:
                 stage = self.recipe.stages[self._index]
                 if isinstance(stage, Make):
@@ -134,7 +135,7 @@ class Session:
                     yield from self._train(stage, metrics)
 
     def _make(self, stage: Make) -> None:
-        with new_folder(self.prior.folder(stage.name)) as folder:
+        with new_folder(self.prior.folder(stage.name)) as folder, _telling(f"stage {stage.name}"):
             stage.make(self.problem, self.prior, folder, self.seed)
         self._index += 1
 
@@ -142,7 +143,8 @@ class Session:
         self.run = run = self.run or self._open(self._index)
         assert run is not None
         while run.i < run.steps:
-            step = self._tick(stage, run)
+            with _telling(f"stage {stage.name}, tick {run.i},"):
+                step = run.tick()
             with writing(self.folder / "metrics.jsonl"):
                 metrics.write(_line(stage, step))
             yield stage, step
@@ -159,13 +161,6 @@ class Session:
         self.prior.students[stage.name] = run.student.eval()
         self._index, self.run = self._index + 1, None
 
-    def _tick(self, stage: Stage, run: Run) -> Step:
-        try:
-            return run.tick()
-        except (RuntimeError, MemoryError) as error:  # what torch says about memory and shapes
-            text = " ".join(str(error).split())
-            raise Failed(f"stage {stage.name} failed at tick {run.i}: {type(error).__name__}: {text}.") from error
-
     def checkpoint(self) -> None:
         """Writes the state of the stage under way, and removes all checkpoints but the newest few."""
         assert self.run is not None
@@ -174,13 +169,20 @@ class Session:
         for old in (*where.glob(".*.partial"), *sorted(where.glob("[0-9][0-9]-*"))[:-KEPT]):
             shutil.rmtree(old)
 
-    def _metrics(self) -> TextIO:
+    @contextmanager
+    def _metrics(self) -> Generator[TextIO]:
         """metrics.jsonl, cut back to what happened before the checkpoint that we go on from."""
         path = self.folder / "metrics.jsonl"
-        path.touch()
-        lines = path.read_bytes().splitlines(keepends=True)
-        os.truncate(path, sum(map(len, takewhile(self._has_happened, lines))))
-        return path.open("a")
+        with writing(path):
+            path.touch()
+            lines = path.read_bytes().splitlines(keepends=True)
+            os.truncate(path, sum(map(len, takewhile(self._has_happened, lines))))
+            file = path.open("a")
+        try:
+            yield file
+        finally:
+            with writing(path):  # on a full disk, what could not be flushed fails again
+                file.close()
 
     def _flush(self, metrics: TextIO) -> None:
         with writing(self.folder / "metrics.jsonl"):
@@ -195,6 +197,16 @@ class Session:
         except (ValueError, KeyError, TypeError):
             return False
         return line.endswith(b"\n") and place <= self.position
+
+
+@contextmanager
+def _telling(what: str) -> Generator[None]:
+    """Turns what torch says about memory and shapes, and what goes wrong with a user's files, into one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        raise Failed(f"{what} failed with {type(error).__name__}: {text}.") from error
 
 
 def _line(stage: Stage, step: Step) -> str:

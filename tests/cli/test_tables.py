@@ -63,7 +63,7 @@ def test_show(capsys: pytest.CaptureFixture[str], system: str) -> None:
     """Its formula, parts, paper, claim and defaults."""
     assert main(["show", system]) == 0
     out = capsys.readouterr().out
-    assert "\nPaper: " in out and "\nClaim, on " in out and "setting" in out and "optim.default" in out
+    assert "\nPaper: " in out and "\nClaim, on " in out and "setting" in out and "\n optim." in out
 
 
 # Without torch

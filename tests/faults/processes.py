@@ -79,6 +79,15 @@ def full_disk(n: int) -> None:
     _wrap("limbeck.engine.checkpoint.save_file", save)
 
 
+def full_disk_for_users() -> None:
+    """The disk is full when a user's own code calls ``save_file``."""
+
+    def save(real: Callable[..., Any], tensors: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    _wrap("safetensors.torch.save_file", save)
+
+
 def no_pickle() -> None:
     """Makes every way to load a pickle fail."""
     import pickle

@@ -12,7 +12,18 @@ import pytest
 
 import limbeck as package
 from limbeck.engine.checkpoint import checksum, is_whole, seal
-from tests.faults.processes import QUICK, STAGES, Strike, bits, copied, full_disk, halve, limbeck, no_pickle
+from tests.faults.processes import (
+    QUICK,
+    STAGES,
+    Strike,
+    bits,
+    copied,
+    full_disk,
+    full_disk_for_users,
+    halve,
+    limbeck,
+    no_pickle,
+)
 
 pytestmark = pytest.mark.xdist_group("faults-processes")
 
@@ -195,6 +206,16 @@ def check_after_full_disk(run: Path, whole: Path) -> None:
     assert bits(run) == bits(whole)
 
 
+def resumed_when_full(run: Path, left: int) -> str:
+    """What a run says last, when it goes on with so many kilobytes left."""
+    filler = run.parent / "filler"
+    filler.write_bytes(b"x" * (shutil.disk_usage(run).free - 1024 * left))
+    ended = limbeck(run.parents[1], *RUN[:-1], str(run), "--resume")
+    filler.unlink()
+    assert ended.code == 1 and "Traceback" not in ended.text
+    return ended.text.splitlines()[-1]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of one megabyte, where mounting one is allowed."""
@@ -210,14 +231,35 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("left", [0, 4, 8])
 def test_full_disk(begun: Path, whole: Path, tmp_path: Path, small_disk: Path, left: int) -> None:
     """However many kilobytes are left, from none to part of a checkpoint."""
-    run, filler = copied(begun, small_disk), small_disk / "filler"
+    run = copied(begun, small_disk)
     for name in (run / "checkpoint" / NEWEST, run / "stages"):
         shutil.rmtree(name)
     before = {path.name: checksum(path) for path in (run / "checkpoint" / BEFORE).iterdir()}
-    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 1024 * left))
-    ended = limbeck(tmp_path, *RUN[:-1], str(run), "--resume")
-    filler.unlink()
-    assert ended.code == 1 and "Traceback" not in ended.text
-    assert re.search(r"^limbeck: \S+ cannot be written: .*No space left on device.*\.$", ended.text, re.M)
+    said = resumed_when_full(run, left)
+    assert re.match(r"limbeck: \S+ cannot be written: .*No space left on device.*\.$", said)
     assert {path.name: checksum(path) for path in (run / "checkpoint" / BEFORE).iterdir()} == before
     check_after_full_disk(run, whole)
+
+
+def test_full_disk_for_metrics(begun: Path, small_disk: Path) -> None:
+    """They are the first that does not fit, and fail again when they are closed."""
+    run = copied(begun, small_disk)
+    shutil.rmtree(run / "checkpoint" / NEWEST)
+    first, *rest = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:20]
+    padding = " " * (4096 - len(first + "".join(rest)))  # the disk's unit
+    (run / "metrics.jsonl").write_text(first[:-1] + padding + "\n" + "".join(rest))
+    said = resumed_when_full(run, 0)
+    assert said == f"limbeck: {run}/metrics.jsonl cannot be written: No space left on device."
+    assert limbeck(small_disk, *RUN, "--resume").code == 0
+
+
+def test_full_disk_for_what_a_stage_makes(tmp_path: Path) -> None:
+    """It says where, leaves nothing behind, and goes on when there is room."""
+    args = ("distill", STAGES, "--on", QUICK, "--out", "run")
+    ended = limbeck(tmp_path, *args, prepare=full_disk_for_users)
+    assert (ended.code, ended.text) == (
+        1,
+        "limbeck: stage views failed with OSError: [Errno 28] No space left on device.\n",
+    )
+    assert [path.name for path in (tmp_path / "run" / "stages").iterdir()] == []
+    assert limbeck(tmp_path, *args, "--resume").code == 0
