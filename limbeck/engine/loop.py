@@ -182,7 +182,7 @@ class Run:
         due = [term for term in self.terms if term.due(self.i, progress)]
         roles = sorted({name for term in due for name in term.roles})
         books, last = Books(self, due), None
-        buffers = {name: [(b, b.clone()) for b in self.cast.roles[name].module.buffers()] for name in roles}
+        buffers = {name: [(b, b.clone()) for b in self.cast.roles[name].buffers] for name in roles}
         for k in range(self.accumulate):
             last = Tick(self.cast, self._place(k, progress), {}, frozenset(roles))
             last.batch = self.source.take(last.size, last.rng("data"))

@@ -29,16 +29,24 @@ class Role:
         self.name, self.module, self.optim, self.spec = name, module, optim, spec
         self.names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
         self.steps = 0
+        self.learns = True
         self.bind()
 
     def bind(self) -> None:
         """A new optimiser over the module's parameters as they are now."""
         every = dict(self.module.named_parameters())
         self.params = {name: every[name] for name in self.names}
+        self.buffers = [*self.module.buffers()]
         groups: dict[float, dict[str, Any]] = {}  # parameters of one learning rate are updated by one fused call
         for name, p in self.params.items():
             groups.setdefault(self.optim.factor(name), {"params": [], "name": name})["params"].append(p)
         self.optimizer = self.optim.build(groups.values())
+
+    def learn(self, wants: bool) -> None:
+        """Whether its parameters want gradients, as they do between ticks."""
+        self.learns = wants
+        for p in self.params.values():
+            p.requires_grad_(wants)
 
     def step(self, progress: float) -> None:
         """One update from the gradients that are there."""
@@ -247,15 +255,14 @@ class Cast:
     @contextmanager
     def training(self, names: tuple[str, ...]) -> Generator[None]:
         """Inside, the parameters of these roles want gradients and no others do."""
-        wanted = [(p, name in names) for name, role in self.roles.items() for p in role.params.values()]
-        changed = [p for p, wants in wanted if p.requires_grad != wants]
-        for p in changed:
-            p.requires_grad_(not p.requires_grad)
+        changed = [role for name, role in self.roles.items() if role.learns != (name in names)]
+        for role in changed:
+            role.learn(not role.learns)
         try:
             yield
         finally:
-            for p in changed:
-                p.requires_grad_(not p.requires_grad)
+            for role in changed:
+                role.learn(not role.learns)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning has changed: roles, targets, kept state."""
