@@ -96,6 +96,7 @@ class Target:
     def bind(self) -> None:
         """Looks its parameters up, as they are now."""
         self.params = dict(self.module.named_parameters())
+        self.buffers = [*self.module.buffers()]
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -103,9 +104,8 @@ class Target:
         keep = self.ema.at(self.updates)
         for name, p in self.role.params.items():
             self.params[name].lerp_(p, 1 - keep)
-        buffers = dict(self.role.module.named_buffers())
-        for name, buffer in self.module.named_buffers():
-            buffer.copy_(buffers[name])
+        for buffer, value in zip(self.buffers, self.role.buffers, strict=True):
+            buffer.copy_(value)
         self.updates += 1
 
     @torch.no_grad()

@@ -1,11 +1,11 @@
 """One micro-batch of one tick, as a loss sees it: batch, named random numbers, and passes that are made once."""
 
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.diffusion.denoiser import Denoiser
 from limbeck.diffusion.guidance import Guidance
@@ -109,7 +109,7 @@ class Tick:
                 self.seeded(("draw", who)),
                 torch.set_grad_enabled(learns),
                 self.cast.training((who,) if learns else ()),
-                same_buffers(student) as self._moved[who],
+                same_buffers(self.cast.roles[who].buffers) as self._moved[who],
             ):
                 draw = student.draw(self.size, self.batch.get("cond"), self.rng(("draw", who)))
             self._draws[who] = draw.x, replace(draw, x=draw.x.detach().requires_grad_(learns))
@@ -170,16 +170,16 @@ class Tick:
 
 
 @contextmanager
-def same_buffers(module: nn.Module) -> Generator[list[tuple[Tensor, Tensor]]]:
-    """Inside, a pass may change the module's buffers (running statistics); after it they are as before.
+def same_buffers(buffers: Sequence[Tensor]) -> Generator[list[tuple[Tensor, Tensor]]]:
+    """Inside, a pass may change these buffers (running statistics); after it they are as before.
 
     What the pass made of each is then in the list that is given.
     """
-    before, after = [buffer.clone() for buffer in module.buffers()], list[tuple[Tensor, Tensor]]()
+    before, after = [buffer.clone() for buffer in buffers], list[tuple[Tensor, Tensor]]()
     try:
         yield after
     finally:
-        after += [(buffer, buffer.clone()) for buffer in module.buffers()]
+        after += [(buffer, buffer.clone()) for buffer in buffers]
         put_buffers([(buffer, value) for (buffer, _), value in zip(after, before, strict=True)])
 
 
