@@ -116,7 +116,7 @@ def noised(x: Tensor, t: Tensor, draws: torch.Generator) -> Tensor:
 def main() -> None:
     """Prints the comparison, after a check that both do the same."""
     problem = Digits()
-    for norms, target in ((True, TARGET), (False, math.inf)):
+    for norms, target in ((True, TARGET), (False, TARGET)):
         run, bare = limbecks(problem), Bare(problem, norms=norms)
         ours, theirs = iter(run), iter(bare)
         result = paired(lambda: [*islice(ours, TICKS)], lambda: [*islice(theirs, TICKS)], pairs=PAIRS)  # noqa: B023
