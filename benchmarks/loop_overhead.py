@@ -4,7 +4,6 @@ Both report losses and gradient norms; the second row's bare loop leaves the nor
 gradients and are what the guard against NaN looks at.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import islice
 

@@ -1,5 +1,6 @@
 """What the commands do once torch is needed."""
 
+import inspect
 import json
 import math
 import platform
@@ -49,7 +50,7 @@ def show(name: str) -> int:
     console.print((module.__doc__ or name).strip())
     for stage in recipe.stages:
         for part in objectives_of(stage):
-            console.print(f"\n{type(part).__name__}: {(type(part).__doc__ or '').strip()}")
+            console.print(f"\n{type(part).__name__}: {(inspect.getdoc(type(part)) or '').partition('>>>')[0].strip()}")
     console.print(f"\nPaper: {recipe.paper.authors}, arXiv {recipe.paper.arxiv}")
     console.print(f"Claim, on {recipe.claim.on}: {recipe.claim.text}")
     table = Table("setting", "default", box=None)
