@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limbeck.errors import BadSetting
 from limbeck.rng import Rng
-from limbeck.tree import Tree, rows, tree_leaves
+from limbeck.tree import Tree, tree_leaves, tree_map
 
 Batch = dict[str, Tree]
 """Trees by field name: ``x`` samples, ``cond`` conditions, ``y`` labels, ``noise`` …; rows belong together."""
@@ -47,7 +47,9 @@ class Dataset(Source):
 
     def take(self, n: int, rng: Rng) -> Batch:
         index = rng.integers(n, self.size)
-        return {name: rows(tree, index) for name, tree in self.rows.items()}
+        return {
+            name: tree_map(lambda x: x[index.to(x.device)].to(rng.device), tree) for name, tree in self.rows.items()
+        }
 
 
 class Drawn(Source):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from limbeck.engine.data import Source
@@ -63,6 +64,7 @@ class Stage:
         optim: how each role learns; ``default`` is for those not named.
         ema: moving average of the student.
         accumulate: micro-batches of a tick.
+        bf16: forward passes in bfloat16; parameters, gradients and losses stay as they are.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Stage:
     optim: Mapping[str, Optim] = field(default_factory=lambda: {"default": Adam()})
     ema: EMA | None = None
     accumulate: int = 1
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, 1)
@@ -94,6 +97,7 @@ class Stage:
             optim=self.optim,
             ema=self.ema,
             accumulate=self.accumulate,
+            autocast=torch.bfloat16 if self.bf16 else None,
             seed=(seed, self.name),
         )
 
