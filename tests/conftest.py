@@ -1,4 +1,4 @@
-"""One thread for the whole folder, as in the processes that it starts: bits depend on the number."""
+"""One thread for the whole suite, as in the processes that it starts: bits depend on the number."""
 
 from collections.abc import Iterator
 
