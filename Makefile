@@ -1,6 +1,6 @@
 # Everything lives in .venv; the stamps there say what is installed.
 .DEFAULT_GOAL := help
-.PHONY: help run test bench clean
+.PHONY: help run test bench docs clean
 PY := .venv/bin/python
 PIP := $(PY) -m pip install -q --no-input --disable-pip-version-check -c constraints.txt
 
@@ -8,6 +8,7 @@ help:
 	@echo "make run    distil DMD2 on digits into one step, evaluate it, show table and picture"
 	@echo "make test   lint, types, tests"
 	@echo "make bench  timings side by side"
+	@echo "make docs   pages about systems and the family tree, after a change to what they tell"
 	@echo "make clean  remove the environment, builds and caches; runs stay"
 
 .venv/.core: pyproject.toml constraints.txt
@@ -31,6 +32,9 @@ test: .venv/.done
 
 bench: .venv/.done
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(PY) $$file; done
+
+docs: .venv/.core
+	$(PY) -m limbeck.docs
 
 clean:
 	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,15 @@
 """Timings side by side: two pieces of work in turn, compared pair by pair, on one thread."""
 
+import gc
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -32,3 +37,54 @@ def row(what: str, ours: float, theirs: float, ratio: float, target: float) -> s
     """A line of a table, in milliseconds."""
     mark = "" if ratio <= target else "  too slow"
     return f"{what:34} {1e3 * ours:9.2f} ms {1e3 * theirs:9.2f} ms   × {ratio:.3f}  (≤ {target}){mark}"
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Operations of the work's matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def peak(work: Callable[[], object]) -> int:
+    """The most bytes that tensors held at one moment of the work, those that were there before it included.
+
+    Counted from the storages that live, so that neither an allocator's habits nor other processes disturb it.
+    """
+    tracker = _Held()
+    with tracker:
+        work()
+    return tracker.most
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of storages from their first appearance until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+        gc.collect()
+        for item in gc.get_objects():
+            if isinstance(item, torch.Tensor):
+                self._see(item)
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._see, out)
+        return out

@@ -12,7 +12,7 @@ from _paired import paired, row
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from limbeck import DMD, EMA, Adam, Critic, Dataset, Karras, LogNormal, OneStep, Run, distill
+from limbeck import DMD, EMA, Adam, Critic, Dataset, Fake, Karras, LogNormal, OneStep, Run, distill
 from limbeck.problems.digits import Digits, split
 from limbeck.rng import seed_of
 
@@ -26,7 +26,7 @@ def limbecks(problem: Digits) -> Run:
     return distill(
         problem.teacher,
         OneStep(problem.network(), shape=(1, 8, 8)),
-        DMD(critic=Critic(times=LOW), times=HIGH, critic_steps=CRITIC_STEPS),
+        DMD(fake=Fake(critic=Critic(times=LOW)), times=HIGH, critic_steps=CRITIC_STEPS),
         Dataset(cond=split()[1]),
         steps=STEPS,
         batch=BATCH,

@@ -161,16 +161,56 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def digest(sources: Iterable[str]) -> str:
-    """A digest of source files of the package, by relative path, that docstrings and layout do not change."""
-    parts = [f"{name}:{_shape(PACKAGE / name)}" for name in sorted(sources)]
+    """A digest of source files of the package, by relative path, that docstrings and layout do not change.
+
+    ``path::name,other`` is those definitions of a file alone.
+    """
+    parts = [
+        f"{source}:{_shape(PACKAGE / path, names)}" for source in sorted(sources) for path, names in [_cut(source)]
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def needed(tree: ast.Module, names: Iterable[str]) -> set[str]:
+    """Those of a file's definitions that these names need, themselves included.
+
+    >>> sorted(needed(ast.parse("a = 1\\ndef f(): return a\\ndef g(): return f()\\nb = 2"), {"g"}))
+    ['a', 'f', 'g']
+    """
+    found: set[str] = set()
+    todo = set(names)
+    while todo:
+        found |= todo
+        said = {node.id for top in chosen(tree, todo) for node in ast.walk(top) if isinstance(node, ast.Name)}
+        todo = {name for node in tree.body for name in _defines(node) if name in said} - found
+    return found
+
+
+def chosen(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt]:
+    """The statements of a file that define these names."""
+    names = set(names)
+    return [node for node in tree.body if _defines(node) & names]
+
+
+def _defines(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _cut(source: str) -> tuple[str, tuple[str, ...] | None]:
+    path, cut, names = source.partition("::")
+    return path, tuple(names.split(",")) if cut else None
+
+
 @cache
-def _shape(path: Path) -> str:
+def _shape(path: Path, names: tuple[str, ...] | None = None) -> str:
     if not path.exists():
         return "gone"
     tree = ast.parse(path.read_text())
+    if names is not None:
+        tree.body = chosen(tree, names)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (
@@ -180,4 +220,12 @@ def _shape(path: Path) -> str:
             and isinstance(body[0].value, ast.Constant)
         ):
             node.body = body[1:]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
+
+
+def _plain(node: object) -> object:
+    """A syntax tree as nested tuples without empty fields, which differ between versions of Python."""
+    if isinstance(node, ast.AST):
+        fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, [], ()))
+        return (type(node).__name__, *fields)
+    return tuple(map(_plain, node)) if isinstance(node, list) else node

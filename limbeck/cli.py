@@ -71,6 +71,38 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Systems side by side on one problem: a table and a picture. Any setting may follow; who has it takes it."""
+
+    systems: Annotated[Positional[tuple[str, ...]], arg(help="systems' ids, or Python files with recipes")] = ()
+    family: Annotated[str | None, arg(help="all recipes of a family, instead")] = None
+    on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    steps: Annotated[int | None, arg(help="ticks; each recipe's own number by default")] = None
+    seed: Annotated[int, arg(help="of everything random")] = 0
+    out: Annotated[Path | None, arg(help="where to; runs/compare-PROBLEM or -FAMILY-PROBLEM by default")] = None
+    json: Annotated[bool, arg(help="print an object")] = False
+
+    def run(self, settings: dict[str, str]) -> int:
+        if bool(self.systems) == (self.family is not None):
+            raise BadSetting("compare needs either systems or --family F, and not both.")
+        if self.on is None:
+            raise BadSetting(f"compare needs a problem: --on {' or --on '.join(catalogue.problems())}.")
+        family = catalogue.in_family(self.family) if self.family else ()
+        systems = [system.id for system in family if system.path.exists()] or [*dict.fromkeys(self.systems)]
+        if not systems:
+            raise BadSetting(f"no system of the family {self.family} has a recipe yet.")
+        for system in systems:
+            catalogue.find_recipe(system)
+        catalogue.find_problem(self.on)
+        from limbeck.compare import compare
+
+        settings = settings if self.steps is None else {"steps": str(self.steps), **settings}
+        name = "-".join(["compare", *([self.family] if self.family else []), Path(self.on).stem])
+        unmade = [system.id for system in family if system.id not in systems]
+        return compare(systems, unmade, self.on, settings, self.seed, self.out or Path("runs") / name, self.json)
+
+
+@dataclass(frozen=True)
 class Verify:
     """Runs claims, prints figure, bound, pass or fail; exit 1 if any fails."""
 
@@ -143,13 +175,14 @@ Command = (
     Annotated[Systems, subcommand("systems")]
     | Annotated[Show, subcommand("show")]
     | Annotated[Distill, subcommand("distill")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Export, subcommand("export")]
 )
 
-COMMANDS = ("systems", "show", "distill", "verify", "sample", "evaluate", "export")
+COMMANDS = ("systems", "show", "distill", "compare", "verify", "sample", "evaluate", "export")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -178,14 +211,14 @@ def _main(argv: list[str]) -> int:
     about = "Distil a diffusion model, a network or a data set into a small one."
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise BadSetting(f"there is no command {argv[0]!r}{catalogue.hint(argv[0], COMMANDS)}")
-    if argv[:1] == ["distill"]:  # what this parser does not know may be a setting of the recipe
+    if argv and argv[0] in ("distill", "compare"):  # what this parser does not know may be a setting of the recipe
         command, rest = tyro.cli(
             Command, prog="limbeck", description=about, args=argv, config=markers, return_unknown_args=True
         )  # type: ignore[call-overload]
-        assert isinstance(command, Distill)
+        assert isinstance(command, Distill | Compare)
         return command.run(_settings(rest))
     command = tyro.cli(Command, prog="limbeck", description=about, args=argv, config=markers)  # type: ignore[call-overload]
-    assert not isinstance(command, Distill)
+    assert not isinstance(command, Distill | Compare)
     return command.run()
 
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,21 +24,25 @@ from safetensors.torch import save_file
 from limbeck import catalogue, loading
 from limbeck.engine.checkpoint import flatten, write_folder, writing
 from limbeck.engine.loop import Step
-from limbeck.engine.recipe import Stage
+from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.settings import settings as settings_of
 from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
 from limbeck.evaluate import comparison
-from limbeck.problems.problem import Generative
+from limbeck.evaluate.cost import attempt
+from limbeck.evaluate.picture import moments, picture, side_by_side
+from limbeck.evaluate.report import About, beside, number, reporting, write_report
+from limbeck.problems.problem import Generative, Problem
 
 console = Console(highlight=False, markup=False)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints a line for the user."""
     console.print(text, soft_wrap=True)
 
 
-def _json(data: object) -> str:
+def to_json(data: object) -> str:
     """JSON as its standard has it: a figure that is not finite is null."""
     return json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=1, ensure_ascii=False)
 
@@ -46,8 +50,7 @@ def _json(data: object) -> str:
 def show(name: str) -> int:
     """Prints what a system is made of."""
     recipe = loading.load_recipe(name, loading.default_problem(name))
-    module = sys.modules[loading.function(catalogue.find_recipe(name), "recipe").__module__]
-    console.print((module.__doc__ or name).strip())
+    console.print(_doc(name))
     for stage in recipe.stages:
         for part in objectives_of(stage):
             console.print(f"\n{type(part).__name__}: {(inspect.getdoc(type(part)) or '').partition('>>>')[0].strip()}")
@@ -84,14 +87,18 @@ def distill(
     record, where = _start(system, on, values, seed, out, resume)
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record)
-    session = Session(recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=_say)
+    watch = moments(problem, where, say)
+    session = Session(
+        recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=say, watch=watch
+    )
     if resume:
         _say_where(session)
+    about = _about(record, recipe, problem)
     _write_record(where, record)
-    with stop_on_signals(session), suppress(KeyboardInterrupt):
-        _follow(session)
+    with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
+        _follow(session, report)
     if not session.finished:
-        _say(f"interrupted; go on with --out {where} --resume")
+        say(f"interrupted; go on with --out {where} --resume")
         return 130
     try:
         figures = comparison.evaluate(session.student, problem)
@@ -99,12 +106,11 @@ def distill(
         raise Failed(f"{where} has finished, but its result cannot be judged: {error}") from error
     _print_figures(figures)
     with writing(where):
-        (where / "result.json").write_text(_json(figures))
+        (where / "result.json").write_text(to_json(figures))
         if isinstance(problem, Generative):
-            from limbeck.evaluate.picture import side_by_side
-
             side_by_side(session.student, problem, where / "samples" / "final.png")
-    _say(f"run: {where}")
+        write_report(where, about, "finished")
+    say(f"run: {where}")
     return 0
 
 
@@ -130,7 +136,7 @@ def _start(
     record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads())
     if not begun:
         if resume:
-            _say(f"{where} holds no run; starting from the beginning.")
+            say(f"{where} holds no run; starting from the beginning.")
         return record, where
     old = loading.read_description(where / "recipe.json")
     was, now = ({**one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
@@ -153,11 +159,27 @@ def _write_record(where: Path, record: dict[str, Any]) -> None:
 def _say_where(session: Session) -> None:
     index, i = session.position
     if session.finished:
-        _say("this run has finished.")
+        say("this run has finished.")
     elif i or index:
-        _say(f"resuming at stage {session.recipe.stages[index].name}, tick {i}.")
+        say(f"resuming at stage {session.recipe.stages[index].name}, tick {i}.")
     elif (session.folder / "recipe.json").exists():
-        _say("there is no whole checkpoint; starting from the beginning.")
+        say("there is no whole checkpoint; starting from the beginning.")
+
+
+def _about(record: dict[str, Any], recipe: Recipe, problem: Problem) -> About:
+    system = record["system"]
+    title = {known.id: known.title for known in catalogue.systems()}.get(system) or _doc(system).partition("\n")[0]
+    try:
+        usual = loading.load_recipe(system, problem)
+    except LimbeckError:  # a recipe of a user's own may not go without some argument
+        usual = loading.load_recipe(system, problem, record["arguments"])
+    return About(title=title, record=record, recipe=recipe, usual=usual)
+
+
+def _doc(name: str) -> str:
+    """The text at the top of a recipe's file."""
+    module = sys.modules[loading.function(catalogue.find_recipe(name), "recipe").__module__]
+    return (module.__doc__ or name).strip()
 
 
 @contextmanager
@@ -177,7 +199,7 @@ def stop_on_signals(session: Session) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _follow(session: Session) -> None:
+def _follow(session: Session, report: Callable[[], None]) -> None:
     """Progress with rate, remaining time and live metrics; a line now and then where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
@@ -202,9 +224,10 @@ def _follow(session: Session) -> None:
             line = _line(means, rate, skipped)
             assert task is not None
             progress.update(task, completed=step.i, metrics=line)
+            report()
             if not console.is_terminal and _is_tenth(stage, step):
                 left = (stage.steps - step.i) / rate
-                _say(f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}")
+                say(f"{stage.name} {step.i}/{stage.steps}, {left:.0f} s left, {line}")
 
 
 def _line(means: dict[str, float], rate: float, skipped: int) -> str:
@@ -217,12 +240,10 @@ def _is_tenth(stage: Stage, step: Step) -> bool:
 
 
 def _print_figures(figures: dict[str, float]) -> None:
-    others = [side for side in ("teacher", "heldout") if any(name.endswith(f"_{side}") for name in figures)]
-    table = Table("", "student", *others, box=None)
-    for name in figures:
-        if not any(name.endswith(f"_{side}") for side in others):
-            values = [figures.get(f"{name}_{side}") for side in others]
-            table.add_row(name.replace("_", " "), *("" if v is None else f"{v:.4g}" for v in (figures[name], *values)))
+    sides, rows = beside(figures)
+    table = Table("", "student", *sides, box=None)
+    for name, values in rows.items():
+        table.add_row(name.replace("_", " "), *("" if v is None else number(v) for v in values))
     console.print(table)
 
 
@@ -235,12 +256,12 @@ def verify(names: Sequence[str], seeds: Sequence[int], record: bool, as_json: bo
         if not as_json:
             mark = "passed" if result["passed"] else "FAILED"
             spread = f" ± {result['spread']:.2g}"
-            _say(f"{name}: {result['figure']:.4g}{spread} (≤ {result['bound']:g}), {mark}, {result['seconds']:.0f} s")
+            say(f"{name}: {result['figure']:.4g}{spread} (≤ {result['bound']:g}), {mark}, {result['seconds']:.0f} s")
         if record:
             _record(name, result)
     if as_json:
         keys = ("id", "figure", "bound", "passed", "seconds")
-        print(_json([{key: result[key] for key in keys} for result in results]))
+        print(to_json([{key: result[key] for key in keys} for result in results]))
     return 0 if all(result["passed"] for result in results) else 1
 
 
@@ -278,7 +299,7 @@ def _record(name: str, result: dict[str, Any]) -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     catalogue.EVIDENCE.mkdir(exist_ok=True)
-    (catalogue.EVIDENCE / f"{name}.json").write_text(_json({**result, **where}) + "\n")
+    (catalogue.EVIDENCE / f"{name}.json").write_text(to_json({**result, **where}) + "\n")
 
 
 def _commit() -> str:
@@ -303,12 +324,10 @@ def sample(folder: Path, out: Path | None, n: int, seed: int) -> int:
     with writing(out, BadFile):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".png":
-            from limbeck.evaluate.picture import picture
-
             picture(problem, {"student": draw}, out)
         else:
             save_file(flatten({"x": draw.x, "cond": draw.cond})[0], out)
-    _say(f"{len(draw.x)} samples: {out}")
+    say(f"{len(draw.x)} samples: {out}")
     return 0
 
 
@@ -319,7 +338,7 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
     session = loading.load_run(folder)
     torch.set_num_threads(session.problem.threads or torch.get_num_threads())
     figures = comparison.evaluate(session.student, session.problem, n=n, seed=seed)
-    print(_json(figures)) if as_json else _print_figures(figures)
+    print(to_json(figures)) if as_json else _print_figures(figures)
     return 0
 
 
@@ -333,5 +352,5 @@ def export(folder: Path, out: Path) -> int:
         write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
     except Failed as error:
         raise BadFile(str(error)) from error
-    _say(f"exported: {out}")
+    say(f"exported: {out}")
     return 0

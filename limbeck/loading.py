@@ -144,8 +144,12 @@ def call(path: Path, function: Callable[..., Any], *args: Any, **settings: Any) 
 
 
 def sources_of(name: str, recipe: Recipe) -> list[str]:
-    """The files that a recipe is made of: its own, and those of its objectives and students."""
-    found = {catalogue.find_recipe(name)}
+    """What a recipe is made of: its own file, those of its objectives and students, and what these import from them.
+
+    Of a file that recipes share only the definitions in use count, as ``recipes/claims.py::against,transport``.
+    """
+    own = catalogue.find_recipe(name)
+    found = {own}
 
     def visit(part: Any) -> None:
         module = sys.modules.get(getattr(part, "__module__", "") or type(part).__module__)
@@ -163,21 +167,41 @@ def sources_of(name: str, recipe: Recipe) -> list[str]:
         visit(stage)
         if isinstance(stage, Stage):
             visit(getattr(stage.student, "__self__", stage.student))
-    found |= _imported(found)
-    return sorted(str(path.relative_to(catalogue.PACKAGE)) for path in found if path.is_relative_to(catalogue.PACKAGE))
+    used: dict[Path, set[str] | None] = {}
+    for path in found:
+        _use(used, path, None)
+    names = {path: "" if part is None else "::" + ",".join(sorted(part)) for path, part in used.items()}
+    inside = (path for path in used if path.is_relative_to(catalogue.PACKAGE))
+    return sorted(f"{path.relative_to(catalogue.PACKAGE)}{names[path]}" for path in inside)
 
 
-def _imported(files: set[Path]) -> set[Path]:
-    """What these files import from the rooms of objectives, students and recipes, and what that imports in turn."""
-    more: set[Path] = set()
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[:1] == ["limbeck"]:
-                parts = (node.module or "").split(".")[1:]
-                if parts and parts[0] in ("objectives", "students", "recipes"):
-                    more.add(catalogue.PACKAGE.joinpath(*parts).with_suffix(".py"))
-    more = {path for path in more if path.exists()} - files
-    return more | _imported(files | more) if more else more
+def _use(used: dict[Path, set[str] | None], path: Path, names: set[str] | None) -> None:
+    """Notes that definitions of a file are in use, or all of it, and what they use in turn."""
+    tree = ast.parse(path.read_text())
+    if names is not None:
+        names = catalogue.needed(tree, names)
+        if path in used and ((known := used[path]) is None or names <= known):
+            return
+        names |= used.get(path) or set()
+    elif path in used and used[path] is None:
+        return
+    used[path] = names
+    nodes = tree.body if names is None else catalogue.chosen(tree, names)
+    said = {node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("limbeck."):
+            continue
+        for name in {alias.name for alias in node.names if names is None or (alias.asname or alias.name) in said}:
+            value = getattr(importlib.import_module(node.module or ""), name, None)
+            module = sys.modules.get(getattr(value, "__module__", None) or node.module or "")
+            other = Path(getattr(module, "__file__", None) or "none")
+            room = next((room for room in _ROOMS if other.is_relative_to(catalogue.PACKAGE / room)), None)
+            if room and other.suffix == ".py" and other.name != "__init__.py":
+                _use(used, other, None if room in ("objectives", "students") else {name})
+
+
+_ROOMS = ("objectives", "students", "recipes", "teachers", "diffusion", "evaluate")
+"""What evidence depends on by what it imports; of the last four the definitions in use."""
 
 
 def describe(

@@ -137,8 +137,8 @@ def test_random_numbers_refuse_a_name_that_is_an_address():
 def test_evidence_covers_what_a_recipe_is_made_of():
     problem = load_problem("mixture2d")
     sources = sources_of("pairs-regression", load_recipe("pairs-regression", problem))
-    wanted = {"objectives/trajectory/consistency.py", "recipes/claims.py", "students/generator.py"}
-    assert wanted <= set(sources) and all((PACKAGE / name).exists() for name in sources)
+    wanted = {"objectives/trajectory/consistency.py", "recipes/claims.py::frechet_at_steps", "students/generator.py"}
+    assert wanted <= set(sources) and all((PACKAGE / name.partition("::")[0]).exists() for name in sources)
 
 
 def test_the_public_names_are_there_for_completion():

@@ -1,9 +1,9 @@
 """The mathematics of noise: processes, times, guidance, samplers."""
 
 from limbeck.diffusion.denoiser import Denoiser, Featured, Seen, Wrapped
-from limbeck.diffusion.guidance import CFG, Guidance, Guided, Negative
+from limbeck.diffusion.guidance import CFG, Guidance, Guided, Instead, Negative, PerpNeg
 from limbeck.diffusion.process import EDM, VP, Form, Process, RectifiedFlow, TrigFlow, like
-from limbeck.diffusion.samplers import State, euler, few_step, heun, heun_step, sample
+from limbeck.diffusion.samplers import State, ancestral, dpm_solver, euler, few_step, heun, heun_step, sample
 from limbeck.diffusion.times import Annealed, Karras, LogNormal, Times, Uniform
 
 __all__ = [
@@ -16,9 +16,11 @@ __all__ = [
     "Form",
     "Guidance",
     "Guided",
+    "Instead",
     "Karras",
     "LogNormal",
     "Negative",
+    "PerpNeg",
     "Process",
     "RectifiedFlow",
     "Seen",
@@ -27,6 +29,8 @@ __all__ = [
     "TrigFlow",
     "Uniform",
     "Wrapped",
+    "ancestral",
+    "dpm_solver",
     "euler",
     "few_step",
     "heun",

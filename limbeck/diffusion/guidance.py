@@ -3,9 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from limbeck.diffusion.denoiser import Denoiser, Wrapped
+from limbeck.diffusion.process import like
+from limbeck.errors import BadSetting
 from limbeck.tree import Tree, tree_map
 
 
@@ -37,7 +40,7 @@ class Guided(Wrapped):
 
 @dataclass(frozen=True, kw_only=True)
 class CFG(Guidance):
-    """Classifier-free guidance, x0 = x0(∅) + s·(x0(c) − x0(∅)); against a negative condition if one is given.
+    """Classifier-free guidance, x0 = x0(∅) + s·(x0(c) − x0(∅)); `Negative` has another condition in the place of ∅.
 
     In x0, ε and score the same s gives the same guidance, since each is affine in the others.
 
@@ -82,7 +85,96 @@ class Negative(Guidance):
     label: int = 0
 
     def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
-        return _away(denoiser, x_t, t, cond, tree_map(lambda c: c.new_full(c.shape, self.label), cond), self.scale)
+        return _away(denoiser, x_t, t, cond, _all(cond, self.label), self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instead(Guidance):
+    """Asks for one class in the place of another, x0 = x0(c') with c' = o where c = f, and c elsewhere.
+
+    On a teacher, under a student that is asked for f: it learns to answer with o, and forgets f.
+
+    Args:
+        label: f, the class to forget.
+        other: o, the class to answer with.
+        scale: s, as in `CFG`, towards c'; 1 is the plain prediction and costs one pass.
+
+    Source: the cross-class score of SFD, Chen et al. 2024, arXiv 2409.11219.
+
+    >>> import torch
+    >>> from limbeck.teachers import GaussianMixture
+    >>> teacher = GaussianMixture(means=torch.tensor([[-1.0], [1.0]]), std=0.1, labels=torch.tensor([0, 1]))
+    >>> x, t, left = torch.zeros(1, 1), torch.ones(1, dtype=torch.float64), torch.tensor([0])
+    >>> round(Instead(label=0, other=1)(teacher).denoise(x, t, left).item(), 2)
+    0.99
+    """
+
+    label: int = 0
+    other: int = 1
+    scale: float = 1.0
+
+    def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
+        instead = tree_map(lambda c: c.masked_fill(c == self.label, self.other), cond)
+        return _away(denoiser, x_t, t, instead, None, self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerpNeg(Guidance):
+    """Perpendicular negatives, x0 = x0(∅) + s·(δ + Σ w_i·⊥(x0(n_i) − x0(∅); δ)) with δ = x0(c) − x0(∅).
+
+    ⊥(a; δ) = a − ⟨a, δ⟩/‖δ‖²·δ for each example: a negative moves nothing along the condition's own direction, which
+    a plain negative may undo. Released code lets negatives of a batch meet each other's latents; this is the formula.
+
+    Args:
+        scale: s.
+        labels: the n_i; every row gets them.
+        weights: the w_i, negative to stay away.
+
+    Raises:
+        BadSetting: labels and weights that are not as many.
+
+    Source: Armandpour et al. 2023, arXiv 2304.04968, eq. 6.
+
+    >>> PerpNeg(scale=2.0, labels=(0,), weights=(-1.0,))
+    PerpNeg(scale=2.0, labels=(0,), weights=(-1.0,))
+    """
+
+    scale: float = 7.5
+    labels: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.weights):
+            raise BadSetting(f"PerpNeg needs a weight for each label, got {self.weights} for {self.labels}.")
+
+    def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
+        null = denoiser.denoise(x_t, t, None)
+        towards = denoiser.denoise(x_t, t, cond) - null
+        pull = towards
+        for label, weight in zip(self.labels, self.weights, strict=True):
+            negative = denoiser.denoise(x_t, t, _all(cond, label)) - null
+            pull = pull + weight * perpendicular(negative, towards)
+        return null + self.scale * pull
+
+
+def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
+    """a − ⟨a, δ⟩/‖δ‖²·δ for each example; a itself where δ is zero.
+
+    Args:
+        vector: a, [B, …].
+        to: δ, [B, …].
+
+    >>> perpendicular(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]]))
+    tensor([[0., 1.]])
+    """
+    a, d = vector.flatten(1), to.flatten(1)
+    share = (a * d).sum(1) / (d**2).sum(1).clamp_min(torch.finfo(d.dtype).tiny)
+    return vector - like(share, to) * to
+
+
+def _all(cond: Tree, label: int) -> Tree:
+    """A condition whose every row has this label."""
+    return tree_map(lambda c: c.new_full(c.shape, label), cond)
 
 
 def _away(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree, base: Tree, scale: float) -> Tensor:

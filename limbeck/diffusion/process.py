@@ -59,6 +59,10 @@ class Process(ABC):
         """The t at a fraction u of the process's own clock, from clean (0) to noise (1), [B]; linear by default."""
         return (self.t_max * u).clamp_min(self.t_min)
 
+    def fraction(self, t: Tensor) -> Tensor:
+        """Where t is on the process's own clock, the inverse of `at_fraction`, [B]."""
+        return t / self.t_max
+
     def ratio(self, t: Tensor) -> Tensor:
         """σ(t)/α(t), the noise level in units of the signal, [B]."""
         return self.sigma(t) / self.alpha(t)
@@ -135,6 +139,10 @@ class EDM(Process):
     def at_fraction(self, u: Tensor) -> Tensor:
         a, b = self.t_min ** (1 / 7), self.t_max ** (1 / 7)
         return (a + u * (b - a)) ** 7
+
+    def fraction(self, t: Tensor) -> Tensor:
+        a, b = self.t_min ** (1 / 7), self.t_max ** (1 / 7)
+        return (t ** (1 / 7) - a) / (b - a)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.diffusion.denoiser import Denoiser
 from limbeck.diffusion.process import Process, like
+from limbeck.errors import in_range
 from limbeck.rng import Rng
 from limbeck.tree import Tree
 
@@ -89,6 +90,68 @@ def _heun(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, cond: Tree) -> tu
     x0 = denoiser.denoise(ahead, s, cond)
     slope = slope + process.convert(x0, ahead, s, "x0", "flow")
     return x + like((s - t) / 2, x) * slope, x0
+
+
+def dpm_solver(denoiser: Denoiser, noise: Tensor, times: Tensor, cond: Tree = None) -> Iterator[State]:
+    """DPM-Solver++(2M): x_s = (σ_s/σ_t)·x + α_s·(1 − e⁻ʰ)·x̂0 with h = λ_s − λ_t and λ = ln(α/σ); second order.
+
+    x̂0 = x0 + h/(2h')·(x0 − x0') goes on along the line through the last two predictions, h' and x0' being those of
+    the step before. So there is one pass a step. The first step and one to clean data, where λ_s = ∞, are those of
+    `euler`, and so is the one after a start from pure noise, where h' = ∞.
+
+    Arguments as for `euler`; the levels must fall. Source: Lu et al. 2022, arXiv 2211.01095, algorithm 2.
+
+    >>> from limbeck.teachers import GaussianMixture
+    >>> teacher = GaussianMixture(means=torch.zeros(1, 1), std=1.0)
+    >>> times = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+    >>> [round(state.x.item(), 4) for state in dpm_solver(teacher, torch.ones(1, 1), times)]  # 36/17, 112/85, 56/85
+    [2.1176, 1.3176, 0.6588]
+    """
+    process, x, before = denoiser.process, start(noise, times, denoiser.process), None
+    h = -process.ratio(times).log().diff()  # ∞ where a step leaves pure noise or arrives at clean data
+    for i, (t, s) in enumerate(pairwise(times)):
+        x0 = denoiser.denoise(x, t.expand(len(x)), cond)
+        ahead = x0 if before is None or s == 0 else x0 + like(h[i] / (2 * h[i - 1]), x) * (x0 - before)
+        x = like(process.sigma(s) / process.sigma(t), x) * x - like(process.alpha(s) * h[i].neg().expm1(), x) * ahead
+        before = x0
+        yield State(x, float(s), x0, i + 1)
+
+
+def ancestral(
+    denoiser: Denoiser, noise: Tensor, times: Tensor, cond: Tree = None, *, eta: float = 1.0, rng: Rng | None = None
+) -> Iterator[State]:
+    """DDPM's sampler, η of the noise being fresh: x_s = α_s·x0 + √(σ_s² − σ_up²)·ε + σ_up·z; one pass a step.
+
+    σ_up = η·σ_s·√(1 − (σ̄_s/σ̄_t)²) with σ̄ = σ/α. For η = 1 that is the spread of q(x_s | x_t, x0); η = 0 is `euler`.
+
+    Args, beside those of `euler`:
+        eta: η, from 0 to 1.
+        rng: draws the fresh noise z.
+
+    Raises:
+        BadSetting: before the first state, if eta is out of its range.
+
+    Source: Ho et al. 2020, arXiv 2006.11239, eq. 6 and 7; for any η Song et al. 2021, arXiv 2010.02502, eq. 12 and 16.
+
+    >>> from limbeck.teachers import GaussianMixture
+    >>> teacher = GaussianMixture(means=torch.ones(1, 1), std=0.0)
+    >>> sample(ancestral(teacher, torch.ones(1, 1), torch.tensor([80.0, 2.0, 0.0], dtype=torch.float64)))
+    tensor([[1.]])
+    """
+    in_range("eta", eta, 0, 1)
+    process, x, rng = denoiser.process, start(noise, times, denoiser.process), rng or Rng(0)
+    for i, (t, s) in enumerate(pairwise(times)):
+        levels = t.expand(len(x))
+        x0 = denoiser.denoise(x, levels, cond)
+        if s == 0:
+            x = x0
+        else:
+            left = process.ratio(s) / process.ratio(t)
+            z = rng.normal(len(x0), *x0.shape[1:], dtype=x0.dtype).to(x0.device)
+            eps = process.convert(x0, x, levels, "x0", "eps")
+            eps = like((1 - eta**2 + (eta * left) ** 2).sqrt(), x0) * eps + like(eta * (1 - left**2).sqrt(), x0) * z
+            x = process.add_noise(x0, eps, s.expand(len(x)))
+        yield State(x, float(s), x0, i + 1)
 
 
 def few_step(

@@ -23,6 +23,12 @@ class Times(ABC):
         """n independent noise levels, float64 [n]."""
         return self.at(rng.uniform(n), process, progress)
 
+    def within(
+        self, segment: tuple[float, float] | None, n: int, process: Process, rng: Rng, progress: float = 0.0
+    ) -> Tensor:
+        """`sample` for samples that a step from t to s made, ``segment = (s, t)``; most distributions ignore it."""
+        return self.sample(n, process, rng, progress)
+
     def grid(self, n: int, process: Process) -> Tensor:
         """n levels from the noisiest down and a final 0, float64 [n + 1]: what a sampler walks along."""
         u = torch.linspace(1, 0, n, dtype=torch.float64)

@@ -1,7 +1,8 @@
 """distill(): the only training loop. It owns optimisers, accumulation, averages, the guard against NaN, and growth."""
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,7 +133,7 @@ class Run:
         self.cast, self.objective, self.source, self.steps, self.batch = cast, objective, source, steps, batch
         self.accumulate, self.autocast, self.seed = accumulate, autocast, seed
         objective.check(cast)
-        self.terms = ordered(objective.terms(cast))
+        self.terms = ordered(objective.terms(cast), first=cast.students)
         cast.check_optim()
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         self._refuse_coupled()
@@ -268,15 +269,28 @@ class Books:
 
     def add(self, tick: Tick) -> None:
         """All losses of one micro-batch, and one pass of their gradients through each student's samples."""
-        for term in self.due:
+        for k, term in enumerate(self.due):
             tick.trains = term.roles
             with self.run.cast.training(term.roles):
-                with tick.seeded(term.stem), self.run.context():
-                    loss = term.loss(tick)
-                self._backward(term, loss, tick)
-        self._through(tick)
+                for part, loss in enumerate(self._parts(term, tick)):
+                    self._backward(term, loss, tick, first=part == 0)
+            self._through(tick, later={role for other in self.due[k + 1 :] for role in other.roles})
 
-    def _backward(self, term: Term, loss: Loss, tick: Tick) -> None:
+    def _parts(self, term: Term, tick: Tick) -> Iterator[Loss]:
+        """A term's loss, or the summands of it, each made when the one before is done with."""
+        with tick.seeded(term.stem), self.run.context():
+            made = term.loss(tick)
+        if isinstance(made, Loss):
+            yield made
+            return
+        for part in itertools.count():
+            with tick.seeded((term.stem, part)), self.run.context():
+                loss = next(made, None)
+            if loss is None:
+                return
+            yield loss
+
+    def _backward(self, term: Term, loss: Loss, tick: Tick, *, first: bool) -> None:
         shapes = [tuple(x.shape) for x in (loss.value, loss.weight) if x is not None]
         wanted = () if term.coupled else (tick.size,)
         if any(shape != wanted for shape in shapes):
@@ -287,7 +301,8 @@ class Books:
         rows = torch.tensor(value.numel(), dtype=value.dtype, device=value.device)
         count = rows if loss.weight is None else loss.weight.sum().to(value)
         self.sums[term.name].append(total.detach())
-        self.counts[term.name].append(count)
+        if first:  # all summands have the same rows
+            self.counts[term.name].append(count)
         if not total.requires_grad:
             got = "one without gradient"
             raise Incompatible(term.name, need=f"a loss that depends on {' and '.join(term.roles)}", got=got)
@@ -299,7 +314,7 @@ class Books:
 
     def _keep_apart(self, name: str, total: Tensor, tick: Tick) -> None:
         params = [p for role in tick.due for p in self.run.cast.roles[role].params.values()]
-        leaves = [leaf for _, _, leaf in tick.leaves]
+        leaves = [leaf for cut in tick.cuts for leaf in cut.leaves]
         before = [(x, x.grad) for x in (*params, *leaves)]
         for x, _ in before:
             x.grad = None
@@ -312,12 +327,12 @@ class Books:
         for x, grad in before:
             x.grad = grad
 
-    def _through(self, tick: Tick, *, keep: bool = False) -> None:
-        for who, x, leaf in tick.leaves:
-            if leaf.grad is not None:
-                with self.run.cast.training((who,)):
-                    x.backward(leaf.grad, retain_graph=keep)
-                leaf.grad = None
+    def _through(self, tick: Tick, *, later: Collection[str] = (), keep: bool = False) -> None:
+        """Through every pass whose roles no ``later`` loss trains, so that its graph is freed."""
+        for cut in tick.cuts:
+            if not set(cut.roles) & set(later):
+                with self.run.cast.training(cut.roles):
+                    cut.back(keep=keep)
 
     def close(self, roles: Sequence[str]) -> dict[str, Tensor]:
         """Sums over micro-batches and ranks; afterwards ``.grad`` is the tick's gradient. Returns norms by role."""
@@ -339,8 +354,12 @@ class Books:
         return {name: total / count if count else 0.0 for name, (total, count) in zip(self.sums, totals, strict=True)}
 
 
-def ordered(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Terms in the order of their names, those of equal keys once, equal names numbered: sums commute to the bit."""
+def ordered(terms: Sequence[Term], first: Collection[str] = ()) -> tuple[Term, ...]:
+    """Terms in the order of their names, those of equal keys once, equal names numbered: sums commute to the bit.
+
+    Losses of the roles that are ``first`` come before the others: students' graphs are gone when critics learn. Then
+    those of several roles: what a discriminator sees alone is gone when the critic that it shares a pass with learns.
+    """
     unique: dict[object, Term] = {}
     for term in terms:
         unique.setdefault(object() if term.key is None else term.key, term)
@@ -351,7 +370,7 @@ def ordered(terms: Sequence[Term]) -> tuple[Term, ...]:
             number = name.partition("#")[2]
             name = f"{term.stem}#{int(number or 1) + 1}"
         result[name] = replace(term, name=name)
-    return tuple(result[name] for name in result)
+    return tuple(sorted(result.values(), key=lambda term: (not set(term.roles) & set(first), -len(term.roles))))
 
 
 def _grads(params: Mapping[str, Tensor]) -> list[Tensor]:

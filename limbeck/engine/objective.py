@@ -1,7 +1,7 @@
 """Objectives: which losses train whom. They add, they scale, and nothing is averaged away."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Term:
     Args:
         name: of the loss, in metrics.
         trains: the role or roles that it trains.
-        loss: Tick → Loss.
+        loss: Tick → Loss; or → the parts of a sum one after the other, each of which frees its graph before the next.
         every: it is due at every that-manyth tick; ticks, never micro-batches.
         weight: a number, or a schedule over the run.
         key: terms with equal keys are one term, so two objectives can share a critic and its loss.
@@ -45,7 +45,7 @@ class Term:
 
     name: str
     trains: str | tuple[str, ...]
-    loss: "Callable[[Tick], Loss]"
+    loss: "Callable[[Tick], Loss | Iterator[Loss]]"
     every: int = 1
     weight: float | Schedule = 1.0
     key: Hashable = None

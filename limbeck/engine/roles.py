@@ -137,6 +137,10 @@ class Cast:
         optim: how each role learns; ``"default"`` is for those not named.
         fields: what the data brings with each batch.
         seed: names that seed the initialisation of roles.
+
+    Attributes:
+        watched: (role, key of noised samples) pairs whose features some loss wants, so that x0 and features are one
+            pass; see `Tick.look`.
     """
 
     def __init__(
@@ -156,6 +160,7 @@ class Cast:
         self.roles: dict[str, Role] = {}
         self.targets: dict[str, Target] = {}
         self.kept: dict[str, Tensor | nn.Module] = {}
+        self.watched: set[tuple[str, object]] = set()
         self.students = {name: self.role(name, lambda m=module: m).module for name, module in students.items()}
 
     @property
@@ -195,6 +200,9 @@ class Cast:
     def _present(self, who: str, by: object) -> nn.Module:
         if who == "teacher" and not self.teachers:
             raise Incompatible(type(by).__name__, need="a teacher", got="none", fit="teacher=...")
+        if who not in {"teacher", "student", *self.roles, *self.teachers}:
+            got, fit = ", ".join(map(repr, self.teachers)) or "none", f'teacher={{"teacher": ..., "{who}": ...}}'
+            raise Incompatible(type(by).__name__, need=f"a teacher named {who!r}", got=got, fit=fit)
         return self.module(who)
 
     def need_fields(self, *names: str, by: object) -> None:
@@ -248,9 +256,12 @@ class Cast:
             if name != "default" and name not in self.roles:
                 raise BadSetting(f"optim names the role {name!r}, but there are only {', '.join(sorted(self.roles))}.")
 
-    def keep(self, name: str, state: K) -> K:
-        """State of an objective that is neither role nor target; it is saved and restored with the rest."""
-        return self.kept.setdefault(name, state)  # type: ignore[return-value]
+    def keep(self, name: str, make: Callable[[], K]) -> K:
+        """State of an objective that is neither role nor target, made on first use; it is saved with the rest."""
+        if name not in self.kept:
+            with seeded(*self._seed, "init", name):
+                self.kept[name] = make()
+        return self.kept[name]  # type: ignore[return-value]
 
     @contextmanager
     def training(self, names: tuple[str, ...]) -> Generator[None]:

@@ -23,6 +23,12 @@ from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
 KEPT = 2
 """Checkpoints that stay on disk: the newest, and the one before in case the newest is damaged."""
 
+MOMENTS = (0.0, 0.1, 0.25, 0.5, 1.0)
+"""When a stage shows its student, as shares of its ticks."""
+
+Watch = Callable[[int, int, nn.Module], None]
+"""(stage, ticks done in it, student so far) → None; leaves the student and all random numbers as they are."""
+
 
 class Session:
     """A recipe on a problem, in a folder: an iterable of (stage, step).
@@ -34,6 +40,7 @@ class Session:
         seed: of everything random.
         checkpoint_every: ticks between checkpoints; 0 writes one only when stopped.
         say: called with one sentence when something happened that a user should know.
+        watch: called at the `MOMENTS` of every stage.
     """
 
     def __init__(
@@ -45,9 +52,10 @@ class Session:
         seed: int = 0,
         checkpoint_every: int = 0,
         say: Callable[[str], None] = lambda text: None,
+        watch: Watch = lambda stage, i, student: None,
     ):
         self.recipe, self.problem, self.folder, self.seed = recipe, problem, folder, seed
-        self.checkpoint_every, self.say = checkpoint_every, say
+        self.checkpoint_every, self.say, self.watch = checkpoint_every, say, watch
         self.prior = Prior(folder / "stages")
         self.stopping = False
         self._index, self._state = self._latest()
@@ -142,9 +150,14 @@ class Session:
     def _train(self, stage: Stage, metrics: TextIO) -> Iterator[tuple[Stage, Step]]:
         self.run = run = self.run or self._open(self._index)
         assert run is not None
+        moments = {round(share * run.steps) for share in MOMENTS}
+        if run.i == 0:
+            self.watch(self._index, 0, run.student)
         while run.i < run.steps:
             with _telling(f"stage {stage.name}, tick {run.i},"):
                 step = run.tick()
+            if run.i in moments:  # before the checkpoint: a moment that was passed has been shown
+                self.watch(self._index, run.i, run.student)
             with writing(self.folder / "metrics.jsonl"):
                 metrics.write(_line(stage, step))
             yield stage, step

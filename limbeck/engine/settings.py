@@ -20,9 +20,9 @@ _HIDDEN = {"name", "paper", "claim"}
 def settings(part: Any) -> dict[str, Any]:
     """Every setting below a recipe, stage or objective by dotted path, in order.
 
-    >>> from limbeck import SDS
-    >>> settings(SDS())
-    {'times': Uniform(lo=0.02, hi=0.98), 'times.lo': 0.02, 'times.hi': 0.98, 'guidance': None}
+    >>> from limbeck import KD
+    >>> settings(KD())
+    {'temperature': 4.0, 'alpha': 0.9}
     """
     found: dict[str, Any] = {}
     for name, (value, kind) in _children(part).items():

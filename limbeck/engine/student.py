@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -17,12 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """Samples of a student: x [n, …] with their conditions, and the noise or the time segment they came from."""
+    """Samples of a student.
+
+    Args:
+        x: the samples, [n, …].
+        cond: their conditions.
+        noise: what a generator made them of, [n, …].
+        segment: noise levels (s, t) between which the step that made them leads, s < t.
+        carry: brings noise on the student's `surface` to these samples, so that equal points get equal noise.
+    """
 
     x: Tensor
     cond: Tree = None
     noise: Tensor | None = None
     segment: tuple[float, float] | None = None
+    carry: Callable[[Tensor], Tensor] | None = None
 
 
 class Student(nn.Module, ABC):
@@ -31,6 +40,11 @@ class Student(nn.Module, ABC):
     @property
     def size(self) -> int | None:
         """How many different samples it has; None if it draws new ones without end."""
+        return None
+
+    @property
+    def surface(self) -> Size | None:
+        """The shape of noise that sticks to it; None if its samples are never the same twice."""
         return None
 
     @abstractmethod

@@ -1,13 +1,13 @@
 """One micro-batch of one tick, as a loss sees it: batch, named random numbers, and passes that are made once."""
 
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from limbeck.diffusion.denoiser import Denoiser
+from limbeck.diffusion.denoiser import Denoiser, Featured, Seen
 from limbeck.diffusion.guidance import Guidance
 from limbeck.diffusion.process import Process
 from limbeck.diffusion.times import Times
@@ -31,6 +31,8 @@ class Noised:
         cond: conditions.
         process: the noise process.
         key: names these samples among the tick's passes.
+        source: what was noised, with its segment and surface.
+        via: the point before this one, where a path led here.
     """
 
     x: Tensor
@@ -40,6 +42,22 @@ class Noised:
     cond: Tree
     process: Process
     key: Hashable = None
+    source: Draw | None = None
+    via: "Noised | None" = None
+
+    def at(self, t: Tensor, key: Hashable) -> "Noised":
+        """The same samples under the same noise at other levels t [B]; ``key`` tells these from others."""
+        x_t = self.process.add_noise(self.x, self.eps, t)
+        return replace(self, x_t=x_t, t=t, key=(self.key, key), via=None)
+
+    def moved(self, x0: Tensor, t: Tensor, key: Hashable) -> "Noised":
+        """One DDIM step from here by a prediction x0 to levels t [B], detached: where ``eps`` is what the step used."""
+        eps = self.process.convert(x0, self.x_t.detach(), self.t, "x0", "eps")
+        return replace(self, x=x0, x_t=self.process.add_noise(x0, eps, t), eps=eps, t=t, key=(self.key, key), via=self)
+
+    def eps_of(self, x0: Tensor) -> Tensor:
+        """The noise that a prediction of x0 implies here, (x_t − α·x0)/σ, shape of x0."""
+        return self.process.convert(x0, self.x_t.detach(), self.t, "x0", "eps")
 
     def detached(self) -> "Noised":
         """The same without gradients."""
@@ -82,7 +100,7 @@ class Tick:
         self._draws: dict[str, tuple[Tensor, Draw]] = {}
         self._moved: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._noised: dict[Hashable, Noised] = {}
-        self._passes: dict[Hashable, Tensor] = {}
+        self._cuts: dict[tuple[Hashable, tuple[bool, bool]], Cut] = {}
 
     def rng(self, name: object, *, shared: bool = False) -> Rng:
         """Random numbers of this name; rows differ between micro-batches and ranks unless ``shared``."""
@@ -121,10 +139,14 @@ class Tick:
 
     def noised(self, times: Times, of: str = "student") -> Noised:
         """The student's samples, or the data's with ``of="data"``, at noise levels drawn from ``times``."""
-        key, clean = (of, times), self._clean(of)
+        return self.seen((of, times), lambda clean, key: self.at(clean, times, key), of)
+
+    def seen(self, key: Hashable, make: Callable[[Draw, Hashable], Noised], of: str = "student") -> Noised:
+        """Samples noised in any way, made once for each key; with gradients for a loss that trains the student."""
+        clean = self._clean(of)
         if key not in self._noised:
-            self._noised[key] = self.at(clean, times, key)
-        seen = self._noised[key]
+            self._noised[key] = make(replace(clean, x=clean.x.detach()), key)
+        seen = replace(self._noised[key], x=clean.x)
         if of not in self.trains:
             return seen.detached()
         return replace(seen, x_t=seen.process.add_noise(seen.x, seen.eps, seen.t))  # each loss frees its own graph
@@ -137,10 +159,14 @@ class Tick:
 
     def at(self, draw: Draw, times: Times, key: Hashable) -> Noised:
         """Any samples at noise levels drawn from ``times``, with random numbers named ``key``."""
-        process, rng, x = self.process, self.rng(("noised", key)), draw.x
-        t = times.sample(len(x), process, rng, self.progress)
+        rng, x = self.rng(("noised", key)), draw.x
+        t = self.levels(draw, times, key, rng)
         eps = rng.normal(len(x), *x.shape[1:], dtype=x.dtype)
-        return Noised(x, process.add_noise(x, eps, t), t, eps, draw.cond, process, key)
+        return Noised(x, self.process.add_noise(x, eps, t), t, eps, draw.cond, self.process, key, draw)
+
+    def levels(self, draw: Draw, times: Times, key: Hashable, rng: Rng | None = None) -> Tensor:
+        """Noise levels from ``times`` for these samples, float64 [B]."""
+        return times.within(draw.segment, len(draw.x), self.process, rng or self.rng(("noised", key)), self.progress)
 
     @property
     def process(self) -> Process:
@@ -151,22 +177,80 @@ class Tick:
         raise Incompatible("this objective", need="a teacher with a noise process", got="none")
 
     def denoise(self, who: str, noised: Noised, guidance: Guidance | None = None, *, grad: bool = False) -> Tensor:
-        """x0 predicted by a teacher or role, shape of x_t; detached unless ``grad``, and then made once."""
-        key = (who, noised.key, guidance)
-        if not grad and noised.key is not None and key in self._passes:
-            return self._passes[key]
-        module = self.cast.need(who, Denoiser, by=self)
-        denoiser = guidance(module) if guidance else module
-        x_t = noised.x_t if grad else noised.x_t.detach()
-        with self.seeded(("denoise", who, noised.key)), torch.set_grad_enabled(grad):
-            x0 = denoiser.denoise(x_t, noised.t, noised.cond)
-        self._passes[key] = x0.detach()
+        """x0 predicted by a teacher or role, shape of x_t; detached unless ``grad``."""
+        x0 = self._pass(who, noised, guidance, grad=grad).x0
+        assert x0 is not None
         return x0 if grad else x0.detach()
 
+    def look(self, who: str, noised: Noised, module: Featured | None = None) -> Seen:
+        """All features of a role or teacher, or of a ``module`` that belongs to a role, at noised samples."""
+        if module is None and (who, noised.key) in self.cast.watched:
+            return self._pass(who, noised, None, grad=True)
+        eyes = module or self.cast.need(who, Featured, by=self)
+        return eyes.look(noised.x_t, noised.t, noised.cond, taps=tuple(eyes.taps), x0=False)
+
+    def _pass(self, who: str, noised: Noised, guidance: Guidance | None, *, grad: bool) -> Seen:
+        """A pass that serves every loss of the tick: its graph is cut at what comes out, and one pass at the end takes
+        the sum of all gradients back. Where features are `watched`, it gives them too.
+        """
+        watched = guidance is None and (who, noised.key) in self.cast.watched
+        mark = (who in self.trains, noised.x_t.requires_grad) if grad or watched else (False, False)
+        key = (who, noised.key, guidance)
+        for (known, other), cut in self._cuts.items():
+            if known == key and noised.key is not None and mark in (other, (False, False)):
+                return cut.seen if any(mark) else cut.detached()
+        with self.seeded(("denoise", who, noised.key)), torch.set_grad_enabled(any(mark)):
+            seen = self._ask(who, noised if mark[1] else noised.detached(), guidance, features=watched)
+        cut = Cut.of(seen, (who,) if mark[0] else self.trains, grad=any(mark))
+        self._cuts[key if noised.key is not None else (key, object()), mark] = cut
+        return cut.seen
+
+    def _ask(self, who: str, noised: Noised, guidance: Guidance | None, *, features: bool) -> Seen:
+        x_t = noised.x_t
+        if noised.x.requires_grad:  # anew, for the loss that asks frees the graph behind its own
+            x_t = noised.process.add_noise(noised.x, noised.eps, noised.t)
+        if features:
+            eyes = self.cast.need(who, Featured, by=self)
+            return eyes.look(x_t, noised.t, noised.cond, taps=tuple(eyes.taps))
+        module = self.cast.need(who, Denoiser, by=self)
+        return Seen((guidance(module) if guidance else module).denoise(x_t, noised.t, noised.cond), {})
+
     @property
-    def leaves(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(student, its samples with their graph, the leaf that was cut from them) of every draw that learns."""
-        return ((who, x, draw.x) for who, (x, draw) in self._draws.items() if draw.x.requires_grad)
+    def cuts(self) -> Iterator["Cut"]:
+        """Where the graph was cut, in the order in which gradients go back through: passes first, then draws."""
+        yield from (cut for cut in self._cuts.values() if cut.leaves[0].requires_grad)
+        yield from (Cut((who,), (x,), (draw.x,)) for who, (x, draw) in self._draws.items() if draw.x.requires_grad)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A pass whose graph ends at ``out``; losses see ``leaves`` of the same values and leave their gradients there."""
+
+    roles: tuple[str, ...]
+    out: tuple[Tensor, ...]
+    leaves: tuple[Tensor, ...]
+    seen: Seen = Seen(None, {})
+
+    @classmethod
+    def of(cls, seen: Seen, roles: tuple[str, ...], *, grad: bool) -> "Cut":
+        """A pass, cut."""
+        assert seen.x0 is not None
+        out = (seen.x0, *seen.features.values())
+        leaves = tuple(x.detach().requires_grad_(grad) for x in out)
+        return cls(roles, out, leaves, Seen(leaves[0], dict(zip(seen.features, leaves[1:], strict=True))))
+
+    def detached(self) -> Seen:
+        """What the pass gave, without gradients."""
+        x0 = None if self.seen.x0 is None else self.seen.x0.detach()
+        return Seen(x0, {name: value.detach() for name, value in self.seen.features.items()})
+
+    def back(self, *, keep: bool) -> None:
+        """Takes the leaves' gradients through the pass, and forgets them."""
+        pairs = [(out, leaf.grad) for out, leaf in zip(self.out, self.leaves, strict=True) if leaf.grad is not None]
+        if pairs:
+            torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs], retain_graph=keep)
+        for leaf in self.leaves:
+            leaf.grad = None
 
 
 @contextmanager
@@ -189,4 +273,4 @@ def put_buffers(values: Iterable[tuple[Tensor, Tensor]]) -> None:
         buffer.data.copy_(value)
 
 
-__all__ = ["Noised", "Place", "Tick", "put_buffers", "same_buffers"]
+__all__ = ["Cut", "Noised", "Place", "Tick", "put_buffers", "same_buffers"]

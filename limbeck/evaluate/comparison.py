@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
-from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, precision_recall
+from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, prdc
 from limbeck.problems.problem import Classification, Generative, Problem, evaluating
 from limbeck.rng import Rng
 from limbeck.students.generator import FewStep
@@ -22,9 +22,10 @@ def judge(sampler: Sampler, problem: Generative, *, n: int = 5000, seed: int = 0
     """Quality of n samples under fresh noise and the data's conditions.
 
     Returns:
-        ``frechet`` and ``energy`` distances to the reference, ``precision`` and ``recall`` (k = 5), ``accuracy`` (the
-        share that is what its condition asks for), ``nearest`` (mean distance to the nearest reference in feature
-        space; far below that of held-out data it means memorisation), and ``seconds_per_1000`` samples.
+        ``frechet`` and ``energy`` distances to the reference, ``precision``, ``recall``, ``density`` and ``coverage``
+        (k = 5), ``accuracy`` (the share that is what its condition asks for), ``nearest`` (mean distance to the nearest
+        reference in feature space; far below that of held-out data it means memorisation), and ``seconds_per_1000``
+        samples.
 
     >>> from limbeck.problems.mixture2d import Mixture2D
     >>> problem = Mixture2D()
@@ -46,10 +47,9 @@ def judge(sampler: Sampler, problem: Generative, *, n: int = 5000, seed: int = 0
 def distances(x: Tensor, problem: Generative) -> dict[str, float]:
     """How far samples x [n, …] are from the problem's reference, in its feature space."""
     fake, real = problem.features(x), problem.features(problem.reference())
-    precision, recall = precision_recall(real, fake)
     nearest = nearest_distance(fake, real).mean().item()
     figures = {"frechet": frechet(real, fake), "energy": energy_distance(real, fake)}
-    return {**figures, "precision": precision, "recall": recall, "nearest": nearest}
+    return {**figures, **prdc(real, fake), "nearest": nearest}
 
 
 def fresh(problem: Generative, n: int, seed: int) -> tuple[Tensor, Tree, Rng]:

@@ -1,40 +1,28 @@
 """What compares student and teacher: pure per-example losses, and objectives made of them."""
 
+from limbeck.objectives import preference, score
 from limbeck.objectives.adversarial import GAN
+from limbeck.objectives.adversary import R1, AdversarialLoss, ApproximateR1, Hinge, NonSaturating, Penalty
 from limbeck.objectives.logits import KD, CrossEntropy, soft_kl
-from limbeck.objectives.score import (
-    DMD,
-    SDS,
-    VSD,
-    Critic,
-    Critical,
-    SiD,
-    along,
-    denoising,
-    distribution_matching,
-    identity_score,
-    score_difference,
-)
+from limbeck.objectives.preference import *  # noqa: F403
+from limbeck.objectives.score import *  # noqa: F403
 from limbeck.objectives.trajectory import Consistency, Denoising, Regression, pseudo_huber
 
 __all__ = [
-    "DMD",
     "GAN",
     "KD",
-    "SDS",
-    "VSD",
+    "R1",
+    "AdversarialLoss",
+    "ApproximateR1",
     "Consistency",
-    "Critic",
-    "Critical",
     "CrossEntropy",
     "Denoising",
+    "Hinge",
+    "NonSaturating",
+    "Penalty",
     "Regression",
-    "SiD",
-    "along",
-    "denoising",
-    "distribution_matching",
-    "identity_score",
     "pseudo_huber",
-    "score_difference",
     "soft_kl",
 ]
+__all__ += preference.__all__
+__all__ += score.__all__

@@ -1,20 +1,20 @@
 """A diffusion GAN: a small discriminator on the features of a denoiser that looks at noised samples."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from limbeck.diffusion.denoiser import Featured
+from limbeck.diffusion.denoiser import Denoiser, Featured
 from limbeck.diffusion.times import Karras, Times
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.student import Student
 from limbeck.engine.tick import Noised, Tick
-from limbeck.errors import in_range
+from limbeck.errors import Incompatible, in_range
+from limbeck.objectives.adversary import AdversarialLoss, NonSaturating, Penalty, summed
 from limbeck.objectives.score.critic import Critic
 
 
@@ -24,10 +24,12 @@ class Heads(nn.Module):
     Args:
         widths: channels of each feature map, by tap.
         hidden: width of a head's hidden layer.
+        apart: the logits of K heads stay apart, [B, K].
     """
 
-    def __init__(self, widths: Mapping[str, int], hidden: int):
+    def __init__(self, widths: Mapping[str, int], hidden: int, *, apart: bool = False):
         super().__init__()
+        self.apart = apart
         self.heads = nn.ModuleDict(
             {
                 tap: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
@@ -37,21 +39,42 @@ class Heads(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         pooled = {tap: f.flatten(2).mean(2) if f.dim() > 2 else f for tap, f in features.items()}
-        return torch.stack([head(pooled[tap])[:, 0] for tap, head in self.heads.items()]).sum(0)
+        logits = torch.stack([head(pooled[tap])[:, 0] for tap, head in self.heads.items()])
+        return logits.mT if self.apart else logits.sum(0)
+
+
+class Discriminator(nn.Module):
+    """Heads, and the denoiser that they look through if it is the discriminator's own.
+
+    Args:
+        heads: on the features.
+        eyes: None where the features are the critic's or the teacher's.
+    """
+
+    def __init__(self, heads: Heads, eyes: Featured | None):
+        super().__init__()
+        self.heads, self.eyes = heads, eyes
 
 
 @dataclass(frozen=True, kw_only=True)
 class GAN(Objective):
-    """Non-saturating GAN on noised samples: softplus(−D(x_t)) against softplus(D(x_t)) + softplus(−D(y_t)).
+    """GAN on noised samples: softplus(−D(x_t)) against softplus(D(x_t)) + softplus(−D(y_t)), or another ``loss``.
+
+    At the optimum of the default loss D = ln p_t − ln q_t, the log-ratio of data and student at each level.
 
     Args:
-        on: whose features the discriminator reads: the critic's (DMD2) or the frozen teacher's (LADD).
+        on: whose features the discriminator reads: the critic's (DMD2), the frozen teacher's (LADD), or those of a
+            trainable copy of the teacher that is its own.
         critic: settings of the critic, equal to those of the objective it is shared with.
         times: noise levels at which samples are judged.
         critic_steps: ticks to one step of the student; to be that of the objective it is added to.
         hidden: width of the discriminator's heads.
         feature_weight: weight of the discriminator's loss on the critic that lends its features, and then also on its
             heads; 0 leaves the critic alone.
+        loss: of student and discriminator by their logits.
+        penalty: on the discriminator's slope at real samples.
+        apart: every head is a discriminator of its own, with its own loss; they are summed after the loss instead of
+            before it.
 
     Raises:
         Incompatible: no real samples, or a denoiser that shows no features.
@@ -67,12 +90,15 @@ class GAN(Objective):
     ['critic', 'discriminator', 'gan']
     """
 
-    on: Literal["critic", "teacher"] = "critic"
+    on: Literal["critic", "teacher", "own"] = "critic"
     critic: Critic = field(default_factory=Critic)
     times: Times = field(default_factory=Karras)
     critic_steps: int = 1
     hidden: int = 64
     feature_weight: float = 0.0
+    loss: AdversarialLoss = field(default_factory=NonSaturating)
+    penalty: Penalty | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         in_range("critic_steps", self.critic_steps, 1)
@@ -85,26 +111,67 @@ class GAN(Objective):
             cast.need("teacher", Featured, by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
-        joined = (self.critic.join(cast),) if self.on == "critic" else ()
-        eyes = cast.need(self.on, Featured, by=self)
-        like = next(eyes.parameters())  # dtype and device
-        heads = cast.role("discriminator", lambda: Heads(eyes.taps, self.hidden).to(like), spec=self).module
-
-        def logits(seen: Noised) -> Tensor:
-            return heads(eyes.look(seen.x_t, seen.t, seen.cond, taps=tuple(eyes.taps), x0=False).features)
-
         def student(tick: Tick) -> Loss:
-            return Loss(F.softplus(-logits(tick.noised(self.times))))
+            return Loss(summed(self.loss.student(self._logits(tick, tick.noised(self.times)))))
 
-        def discriminator(tick: Tick) -> Loss:
-            fake, real = tick.noised(self.times), tick.noised(self.times, of="data")
-            return Loss(F.softplus(logits(fake)) + F.softplus(-logits(real)))
+        return *self.discriminator(cast), Term("gan", "student", student, every=self.critic_steps, of=self)
+
+    def discriminator(self, cast: Cast) -> tuple[Term, ...]:
+        """Gets or creates the discriminator, and what trains it."""
+        joined = (self.critic.join(cast),) if self.on == "critic" else ()
+        cast.role("discriminator", lambda: self._network(cast), spec=self)
+        if self.on == "critic":
+            cast.watched.add(("critic", ("student", self.times)))
+
+        def loss(tick: Tick) -> Iterator[Loss]:
+            real = tick.noised(self.times, of="data")
+            value = summed(self.loss.on_real(self._logits(tick, real)))
+            yield Loss(value + self._priced(tick, real) if self.penalty else value)
+            yield Loss(summed(self.loss.on_fake(self._logits(tick, tick.noised(self.times)))))
 
         through = self.on == "critic" and self.feature_weight > 0
         trains = ("critic", "discriminator") if through else ("discriminator",)
         weight = self.feature_weight if through else 1.0
-        return (
-            *joined,
-            Term("discriminator", trains, discriminator, weight=weight, key=("discriminator", self), of=self),
-            Term("gan", "student", student, every=self.critic_steps, of=self),
-        )
+        return *joined, Term("discriminator", trains, loss, weight=weight, key=("discriminator", self), of=self)
+
+    def logits(self, tick: Tick, seen: Noised) -> Tensor:
+        """D(x_t), [B], with gradients for what the loss under way trains; the sum of heads that are apart."""
+        return summed(self._logits(tick, seen))
+
+    def _logits(self, tick: Tick, seen: Noised) -> Tensor:
+        """[B], or [B, K] where the heads are apart."""
+        return self._discriminator(tick).heads(self._features(tick, seen))
+
+    def _features(self, tick: Tick, seen: Noised) -> Mapping[str, Tensor]:
+        eyes = self._discriminator(tick).eyes
+        return tick.look(self.on if eyes is None else "discriminator", seen, eyes).features
+
+    def _priced(self, tick: Tick, real: Noised) -> Tensor:
+        assert self.penalty is not None
+        rng = tick.rng(("penalty", real.key))
+        if self.penalty.at == "samples":
+            return self.penalty.value(lambda x_t: self._logits(tick, replace(real, x_t=x_t, key=None)), [real.x_t], rng)
+        with torch.no_grad():
+            features = self._features(tick, real)
+        heads = self._discriminator(tick).heads
+        return self.penalty.value(lambda *f: heads(dict(zip(features, f, strict=True))), [*features.values()], rng)
+
+    @staticmethod
+    def _discriminator(tick: Tick) -> Discriminator:
+        discriminator = tick.cast.module("discriminator")
+        assert isinstance(discriminator, Discriminator)
+        return discriminator
+
+    def _network(self, cast: Cast) -> Discriminator:
+        if self.on == "own":
+            eyes = cast.need("teacher", Denoiser, by=self).clone(trainable=True)
+            if not isinstance(eyes, Featured):
+                raise Incompatible("GAN", need="a trainable copy of the teacher that shows features", got=_a(eyes))
+        else:
+            eyes = cast.need(self.on, Featured, by=self)
+        heads = Heads(eyes.taps, self.hidden, apart=self.apart).to(next(eyes.parameters()))  # dtype and device
+        return Discriminator(heads, eyes if self.on == "own" else None)
+
+
+def _a(module: nn.Module) -> str:
+    return f"a {type(module).__name__}"

@@ -30,6 +30,7 @@ class Mixture2D(Generative):
     name = "mixture2d"
     threads = 1
     shape = (2,)
+    ratio = 3.0
 
     @cached_property
     def teacher(self) -> GaussianMixture:

@@ -46,11 +46,15 @@ class Generative(Problem):
         shape: of one sample.
         times: noise levels of the teacher's sampler.
         steps: of the teacher's sampler; Heun, so 2·steps − 1 passes.
+        ratio: noise level σ/α at which a one-step generator suits it.
+        particles: how many free samples suit it.
     """
 
     shape: tuple[int, ...]
     times: Times = Karras()
     steps: int = 18
+    ratio: float = 1.0
+    particles: int = 256
 
     @property
     @abstractmethod

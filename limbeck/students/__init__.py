@@ -2,5 +2,23 @@
 
 from limbeck.students.generator import FewStep, FromTeacher, OneStep
 from limbeck.students.particles import FromNoise, GrowingParticles, Image, Particles
+from limbeck.students.routed import Routed
+from limbeck.students.stochastic import RandomEta, renoised
+from limbeck.students.trajectory import Phased, Trajectory
+from limbeck.students.views import Views
 
-__all__ = ["FewStep", "FromNoise", "FromTeacher", "GrowingParticles", "Image", "OneStep", "Particles"]
+__all__ = [
+    "FewStep",
+    "FromNoise",
+    "FromTeacher",
+    "GrowingParticles",
+    "Image",
+    "OneStep",
+    "Particles",
+    "Phased",
+    "RandomEta",
+    "Routed",
+    "Trajectory",
+    "Views",
+    "renoised",
+]

@@ -112,16 +112,20 @@ class FromTeacher:
     """Makes the student of a recipe's stage: a generator that starts as a copy of the teacher.
 
     Args:
-        ratios: noise levels σ/α of its steps, from the noisiest down; one of them for a one-step generator.
+        ratios: noise levels σ/α of its steps, from the noisiest down; one of them for a one-step generator. By default
+            one, the level that the problem names.
+        kind: of a generator with several steps.
 
     >>> from limbeck.problems.mixture2d import Mixture2D
-    >>> type(FromTeacher(ratios=(80.0,))(Mixture2D())).__name__
+    >>> type(FromTeacher()(Mixture2D())).__name__
     'OneStep'
     """
 
-    ratios: tuple[float, ...] = (80.0,)
+    ratios: tuple[float, ...] | None = None
+    kind: type[FewStep] = FewStep
 
     def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> FewStep:
-        if len(self.ratios) == 1:
-            return OneStep(problem.network(), shape=problem.shape, ratio=self.ratios[0])
-        return FewStep(problem.network(), shape=problem.shape, ratios=self.ratios)
+        ratios = self.ratios or (problem.ratio,)
+        if len(ratios) == 1:
+            return OneStep(problem.network(), shape=problem.shape, ratio=ratios[0])
+        return self.kind(problem.network(), shape=problem.shape, ratios=ratios)

@@ -37,11 +37,15 @@ class Particles(Student):
     def draw(self, n: int, cond: Tree, rng: Rng) -> Draw:
         index = self._pick(n, rng)
         own = self.cond.tree()
-        return Draw(self.x[index], cond if own is None else rows(own, index))
+        return Draw(self.x[index], cond if own is None else rows(own, index), carry=lambda noise: noise[index])
 
     @property
     def size(self) -> int:
         return len(self.x)
+
+    @property
+    def surface(self) -> Size | None:
+        return self.x.shape
 
     def _pick(self, n: int, rng: Rng) -> Tensor:
         if len(self.x) == (rng.total or n):
@@ -71,6 +75,11 @@ class GrowingParticles(Particles, Grows):
         in_range("every", every, 1)
         in_range("share", share, 0, 1)
         self.every, self.share, self.limit, self.jitter = every, share, limit, jitter
+
+    @property
+    def surface(self) -> None:
+        """Its points come and go."""
+        return None
 
     def regrow(self, tick: Tick) -> Mapping[str, Rows] | None:
         n = len(self.x)
@@ -106,7 +115,15 @@ class Image(Student):
 
     def draw(self, n: int, cond: Tree, rng: Rng) -> Draw:
         own = tree_map(lambda c: c.expand(n, *c.shape[1:]), self.cond.tree())
-        return Draw(self.x.expand(n, *self.x.shape), cond if own is None else own)
+        return Draw(
+            self.x.expand(n, *self.x.shape),
+            cond if own is None else own,
+            carry=lambda noise: noise.expand(n, *noise.shape),
+        )
+
+    @property
+    def surface(self) -> Size:
+        return self.x.shape
 
 
 class _Held(nn.Module):
@@ -128,7 +145,7 @@ class FromNoise:
     """Makes the student of a recipe's stage: particles that start as noise, one for each of the problem's conditions.
 
     Args:
-        n: number of particles.
+        n: number of particles; the problem's by default.
         scale: standard deviation of the start, in data units.
 
     >>> from limbeck.problems.mixture2d import Mixture2D
@@ -136,8 +153,9 @@ class FromNoise:
     torch.Size([8, 2])
     """
 
-    n: int = 256
+    n: int | None = None
     scale: float = 0.5
 
     def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> Particles:
-        return Particles(self.scale * torch.randn(self.n, *problem.shape), problem.spread(self.n))
+        n = self.n or problem.particles
+        return Particles(self.scale * torch.randn(n, *problem.shape), problem.spread(n))

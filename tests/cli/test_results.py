@@ -46,14 +46,19 @@ def is_picture(path: Path) -> bool:
 
 def test_what_a_run_leaves(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
+        "attempts.jsonl",
         "metrics.jsonl",
         "recipe.json",
+        "report.html",
         "result.json",
         "samples",
         "stages",
     ]
     assert set(strict((run / "result.json").read_text())) >= CONTRACT
     assert is_picture(run / "samples" / "final.png") and is_whole(run / "stages" / "tiny")
+    moments = sorted(path.name for path in (run / "samples").glob("00-*"))
+    assert moments == [f"00-{i:08d}.png" for i in (0, 1, 2, 4)]  # 10 and 25 % of 4 ticks are one moment or none
+    assert all(is_picture(run / "samples" / name) for name in moments)
 
 
 def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

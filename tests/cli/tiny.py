@@ -6,7 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from limbeck import DMD, EMA, GAN, Adam, Claim, Critic, GaussianMixture, OneStep, Paper, Recipe, Stage, Trained
+from limbeck import DMD, EMA, GAN, Adam, Claim, Critic, Fake, GaussianMixture, OneStep, Paper, Recipe, Stage, Trained
 from limbeck.engine.data import Batch, Drawn, Source
 from limbeck.engine.recipe import Prior
 from limbeck.problems.networks import ResidualMLP
@@ -79,7 +79,7 @@ def recipe(problem: Four, steps: int = 60, rate: float = 1e-3) -> Recipe:
         name="tiny",
         steps=steps,
         student=fresh,
-        objective=DMD(critic=critic, critic_steps=2) + 0.1 * GAN(critic=critic, critic_steps=2, hidden=8),
+        objective=DMD(fake=Fake(critic=critic), critic_steps=2) + 0.1 * GAN(critic=critic, critic_steps=2, hidden=8),
         optim={"default": Adam(lr=rate), "discriminator": Adam(lr=2e-3)},
         batch=32,
         ema=EMA(decay=0.9),

@@ -174,8 +174,8 @@ def _work(folder: Path, log: Path, args: tuple[str, ...], prepare: Callable[[], 
 
 
 def bits(run: Path) -> dict[str, bytes]:
-    """What must be the same at the end, however a run got there: every stage's result, and the metrics."""
-    files = [run / "metrics.jsonl", *sorted((run / "stages").rglob("*"))]
+    """What must be the same at the end, however a run got there: every stage's result, metrics, and pictures."""
+    files = [run / "metrics.jsonl", *sorted((run / "stages").rglob("*")), *sorted((run / "samples").rglob("*"))]
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
 
 

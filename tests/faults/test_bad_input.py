@@ -19,12 +19,17 @@ from limbeck.engine.checkpoint import seal
 pytestmark = pytest.mark.xdist_group("faults-input")  # one worker of pytest makes the folder of files, once
 
 HERE = Path(__file__).parent
+BARE = next(
+    system.family
+    for system in catalogue.systems()
+    if not any(other.path.exists() for other in catalogue.in_family(system.family))
+)
 UNMADE = next(system.id for system in catalogue.systems() if not system.path.exists())
 
 NAMES = {
     "": "Missing subcommand",
     "distil dmd2 --on mixture2d": "there is no command 'distil'; did you mean distill?",
-    "frobnicate": "there is no command 'frobnicate'; there are systems, show, distill, verify, sample, evaluate, ",
+    "frobnicate": "there is no command 'frobnicate'; there are systems, show, distill, compare, verify, ",
     "--jsn": "Unrecognized options: --jsn",
     "show dmd3": "there is no system 'dmd3'; did you mean",
     "show": "Missing from limbeck show",
@@ -37,10 +42,19 @@ NAMES = {
     "verify dmd3": "there is no system 'dmd3'",
     "verify --family nothing": "there is no family 'nothing'",
     f"verify {UNMADE}": "is in the catalogue but has no recipe yet",
+    "compare": "compare needs either systems or --family F, and not both",
+    "compare dmd2 --family G-dist --on mixture2d": "compare needs either systems or --family F, and not both",
+    "compare dmd2 sid": "compare needs a problem: --on digits",
+    "compare dmd2 --on mixture2": "there is no problem 'mixture2'; did you mean mixture2d or ",
+    "compare dmd2 dmd3 --on mixture2d": "there is no system 'dmd3'",
+    f"compare dmd2 {UNMADE} --on mixture2d": "is in the catalogue but has no recipe yet",
+    "compare --family G-dst --on mixture2d": "there is no family 'G-dst'; did you mean G-dist",
+    f"compare --family {BARE} --on mixture2d": f"no system of the family {BARE} has a recipe yet",
+    "compare dmd2 --on mixture2d --steps many": "invalid literal for int()",
     "distill": "Missing from limbeck distill",
     "distill dmd2": "distill needs a problem: --on digits",
     "distill dmd2 --on": "Missing value for argument '--on'",
-    "distill dmd2 --on mixture2": "there is no problem 'mixture2'; did you mean mixture2d?",
+    "distill dmd2 --on mixture2": "there is no problem 'mixture2'; did you mean mixture2d or ",
     "distill dmd2 --on nowhere": "there is no problem 'nowhere'; there are digits",
     "distill dmd2 mixture2d --on mixture2d": "'mixture2d' was not expected; a setting is given as --NAME VALUE",
     "distill dmd3 --on mixture2d": "there is no system 'dmd3'",
@@ -114,6 +128,19 @@ MORE = {
     "distill begun/recipe.json --out begun --resume --on mixture2d": "needs a Classification problem, got mixture2d",
     "distill again.py --on quick.py --out begun --resume": "begun was begun with system ",
     "distill quick.py --on again.py --out begun --resume": "begun was begun with problem ",
+    "compare quick.py --on mixture2d": "quick.py needs a Classification problem, got mixture2d (a Generative problem)",
+    "compare quick.py again.py --on mixture2d": "none of 2 systems runs on mixture2d: quick.py needs a Classification",
+    "compare misfit.py --on quick.py": "SDS needs a teacher that is a Denoiser, got a Linear; ",
+    "compare quick.py --on quick.py --stepz 3": "there is no setting 'stepz'; did you mean steps?",
+    "compare quick.py --on quick.py --steps 0": "steps must be at least 1, got 0",
+    "compare quick.py ./quick.py --on quick.py": "systems need different names, got quick.py and ./quick.py",
+    "compare quick.py --on quick.py --out done": "done holds something else than a comparison; choose another --out",
+    "compare quick.py --on quick.py --out file": "file holds something else than a comparison; choose another --out",
+    "compare quick.py --on quick.py --out file/below": "file/below cannot be written: Not a directory",
+    "compare quick.py --on quick.py --out damaged": "damaged/compare.json is not a readable comparison: ",
+    "compare quick.py --on quick.py --out other": "other is a comparison with seed 1, not 0; choose another --out",
+    "compare ../cli/score.py --on mixture2d --out other": "other is a comparison with problem ",
+    "compare quick.py --on quick.py --out mixed": "mixed/quick was begun with steps 4, not 40; choose another --out",
     "distill nowhere.py --on quick.py": "nowhere.py is not a Python file",
     "distill ./begun --on quick.py": "./begun is not a Python file",
     "distill quick.py --on nowhere.py": "nowhere.py is not a Python file",
@@ -203,9 +230,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "file").write_text("a file")
     args = ("distill", str(folder / "quick.py"), "--on", str(folder / "quick.py"), "--steps", "4")
     assert main([*args, "--checkpoint-every", "2", "--out", str(folder / "done")]) == 0
+    comparisons(folder)
     for name, harm in RUNS.items():
         harm(shutil.copytree(folder / "done", folder / name))
     return folder
+
+
+def comparisons(folder: Path) -> None:
+    """Comparisons that cannot go on: damaged, of another seed, and with a run that was made by itself."""
+    for name, text in {
+        "damaged": "{",
+        "other": json.dumps({"problem": str(folder / "quick.py"), "seed": 1, "settings": {}}),
+        "mixed": json.dumps({"problem": str(folder / "quick.py"), "seed": 0, "settings": {}}),
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "compare.json").write_text(text)
+    shutil.copytree(folder / "done", folder / "mixed" / "quick")
 
 
 def unfinish(run: Path) -> None:

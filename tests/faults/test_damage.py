@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after its last checkpoint."""
     folder = tmp_path_factory.mktemp("begun")
-    limbeck(folder, *RUN, prepare=Strike("os.replace", 5, "before").arm)
+    limbeck(folder, *RUN, prepare=Strike("os.replace", 6, "before").arm)
     assert sorted(path.name for path in (folder / "run" / "checkpoint").iterdir()) == [BEFORE, NEWEST]
     return folder / "run"
 

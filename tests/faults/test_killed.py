@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import QUICK, STAGES, Process, Strike, bits, limbeck, slow_make
+from tests.faults.processes import HERE, QUICK, STAGES, Process, Strike, bits, limbeck, slow_make
 
 pytestmark = pytest.mark.xdist_group("faults-processes")  # one server to fork from
 
@@ -16,6 +16,8 @@ pytestmark = pytest.mark.xdist_group("faults-processes")  # one server to fork f
 ONE = ("distill", QUICK, "--on", QUICK, "--out", "run", "--checkpoint-every", "10")
 THREE = ("distill", STAGES, "--on", QUICK, "--out", "run", "--checkpoint-every", "10")
 LONG = ("distill", STAGES, "--on", QUICK, "--out", "run", "--checkpoint-every", "20", "--steps", "100")
+TINY = str(HERE.parent / "cli" / "tiny.py")
+DRAWN = ("distill", TINY, "--on", TINY, "--out", "run", "--checkpoint-every", "4", "--steps", "20")
 MOMENTS = 10
 
 
@@ -42,13 +44,14 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 def strikes() -> Iterator[tuple[tuple[str, ...], Strike]]:
     """Every rename, before and after; every state, when half of it is written; and what else touches the disk."""
-    yield from ((ONE, Strike("os.replace", n, when)) for n in range(1, 6) for when in ("before", "after"))
+    yield from ((ONE, Strike("os.replace", n, when)) for n in range(1, 9) for when in ("before", "after"))
     saved = "limbeck.engine.checkpoint.save_file"
     yield from ((ONE, Strike(saved, n, "amid")) for n in range(1, 5))
     yield from ((ONE, Strike("os.fsync", n, "before")) for n in (1, 2, 5, 20))
     yield from ((ONE, Strike("shutil.rmtree", n, "before")) for n in (1, 4, 6))
-    yield from ((THREE, Strike("os.replace", n, when)) for n in (2, 5, 6, 8) for when in ("before", "after"))
+    yield from ((THREE, Strike("os.replace", n, when)) for n in (3, 6, 7, 9) for when in ("before", "after"))
     yield from ((THREE, Strike(saved, n, "amid")) for n in (1, 3, 4, 7))
+    yield from ((DRAWN, Strike("os.replace", n, "before")) for n in (3, 6, 8))  # pictures
 
 
 @pytest.mark.parametrize(
@@ -61,8 +64,8 @@ def test_killed_where_it_hurts(truth: Truth, tmp_path: Path, args: tuple[str, ..
 
 
 def check(run: Path, expected: dict[str, bytes]) -> None:
-    """The same bits, and nothing half-written left beside them."""
-    assert bits(run) == expected
+    """The same bits and pictures, nothing half-written left beside them, and a report of all of it."""
+    assert bits(run) == expected and ">finished</span>" in (run / "report.html").read_text()
     assert not [path for path in run.rglob("*") if path.name.endswith(".partial")]
 
 

@@ -53,7 +53,7 @@ def run_of(process: Process, seed: int, *, steps: int, fake: tuple[float, float]
 
 
 def logit(run: Run, x_t: Tensor, t: Tensor) -> Tensor:
-    eyes, heads = run.cast.teacher, run.cast.roles["discriminator"].module
+    eyes, heads = run.cast.teacher, run.cast.roles["discriminator"].module.heads
     assert isinstance(eyes, Eyes)
     return heads(eyes.look(x_t, t, taps=("waves",), x0=False).features)
 
@@ -85,7 +85,7 @@ def test_the_student_moves_towards_the_data(side: float) -> None:
 def test_losses_are_the_non_saturating_ones() -> None:
     """An untrained discriminator with known heads: both losses by hand on the samples of a twin run."""
     run = run_of(EDM(), 0, steps=1)
-    heads = run.cast.roles["discriminator"].module
+    heads = run.cast.roles["discriminator"].module.heads
     with torch.no_grad():  # a constant logit of 0.7
         for p in heads.parameters():
             p.zero_()

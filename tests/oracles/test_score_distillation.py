@@ -22,21 +22,22 @@ from limbeck import (
     Adam,
     Cosine,
     Critic,
+    Fake,
     GaussianMixture,
     Image,
     Karras,
+    Noised,
     Particles,
     Process,
     Rng,
+    ScoreDistillation,
     SiD,
     Times,
     Uniform,
     along,
     distill,
-    distribution_matching,
     identity_score,
     like,
-    score_difference,
 )
 from tests.oracles.exact import (
     F64,
@@ -61,6 +62,12 @@ from tests.oracles.exact import (
 RATIOS = (0.05, 0.6, 4.0)
 
 
+def pull(objective: ScoreDistillation, x: Tensor, real: Tensor, fake: Tensor, t: Tensor, process: Process) -> Tensor:
+    """g of two predictions of x0; whatever x_t they were made at."""
+    seen = Noised(x, Rng("x_t").normal(*x.shape, dtype=x.dtype), t, torch.zeros_like(x), None, process)
+    return objective.shaped(seen, seen.eps_of(real), seen.eps_of(fake), None)  # type: ignore[arg-type]
+
+
 # Score distillation sampling
 
 
@@ -81,7 +88,7 @@ def test_expected_gradient_of_sds(process: Process, ratio: float, d: int) -> Non
     t = process.at_ratio(torch.full((len(eps),), ratio, dtype=F64))
     clean = x.expand(eps.shape)
     real = teacher.denoise(process.add_noise(clean, eps, t), t)
-    close(weights @ score_difference(real, clean, t, process), sds_gradient(x, teacher, ratio))
+    close(weights @ pull(SDS(), clean, real, clean, t, process), sds_gradient(x, teacher, ratio))
 
 
 @every_process
@@ -93,7 +100,7 @@ def test_score_difference_is_a_weighted_difference_of_eps(process: Process) -> N
     w = process.sigma(t) ** 2 / (process.alpha(t) ** 2 + process.sigma(t) ** 2)
     if isinstance(process, VP):
         close(w, process.sigma(t) ** 2)
-    close(score_difference(real, fake, t, process), like(w, real) * (eps_real - eps_fake), 1e-11)
+    close(pull(SDS(), x_t, real, fake, t, process), like(w, real) * (eps_real - eps_fake), 1e-11)
 
 
 @seeds
@@ -161,9 +168,7 @@ def test_along_has_the_gradient_it_is_given() -> None:
 
 
 @every_process
-@pytest.mark.parametrize(
-    "objective", [DMD(critic_steps=1), DMD(critic_steps=1, normalise=False), VSD(), SiD()], ids=repr
-)
+@pytest.mark.parametrize("objective", [DMD(critic_steps=1), DMD(critic_steps=1, shape=()), VSD(), SiD()], ids=repr)
 def test_gradient_is_zero_when_the_critic_is_the_teacher(process: Process, objective: DMD | VSD | SiD) -> None:
     """A fresh critic is a clone of the teacher: to the bit no gradient, at any sample and level."""
     teacher, student = mixture(0, k=4, process=process, classes=2), Particles(Rng(0).normal(64, 2, dtype=F64))
@@ -239,14 +244,14 @@ def assert_descends(
 def test_dmd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int, d: int) -> None:
     """∇KL(q_t ‖ p_t) = E[α·(∇ln q_t − ∇ln p_t)·∂x] = r⁻²·E[(ψ − T)·∂x], the score itself having mean zero.
 
-    DMD without its normaliser is E[(ψ − T)·∂x]/D, that is r²/D times the gradient of the KL divergence: over levels
-    it descends E_t[r(t)²·KL(q_t ‖ p_t)]/D.
+    DMD without its normaliser is E[(ψ − T)·∂x], that is r² times the gradient of the KL divergence: over levels it
+    descends E_t[r(t)²·KL(q_t ‖ p_t)].
     """
 
     def loss(x: Tensor, real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
-        return distribution_matching(x, real.detach(), fake.detach(), normalise=False)
+        return along(x, pull(DMD(shape=()), x, real, fake, t, process))
 
-    assert_descends(loss, diffused_kl, pair(seed, d, process), lambda r: r**2 / d)
+    assert_descends(loss, diffused_kl, pair(seed, d, process), lambda r: r**2)
 
 
 @every_process
@@ -255,7 +260,7 @@ def test_vsd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int) -> 
     """VSD weighs (ψ − T) by r/(1 + r²) and sums over D: r³/(1 + r²) times the gradient of the KL divergence."""
 
     def loss(x: Tensor, real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
-        return along(x, score_difference(real, fake, t, process))
+        return along(x, pull(VSD(), x, real, fake, t, process))
 
     assert_descends(loss, diffused_kl, pair(seed, 2, process), lambda r: r**3 / (1 + r**2))
 
@@ -264,7 +269,8 @@ def test_vsd_is_the_gradient_of_the_diffused_kl(process: Process, seed: int) -> 
 def test_normalised_gradient_of_dmd(shape: tuple[int, ...]) -> None:
     """(ψ − T)/(mean|x − T|·D), the normaliser being a constant."""
     x, real, fake = (Rng((1, name)).normal(6, *shape, dtype=F64) for name in ("x", "real", "fake"))
-    (g,) = gradient(lambda x: distribution_matching(x, real, fake).sum(), x)
+    t, process = torch.logspace(-1, 1, 6, dtype=F64), EDM()
+    (g,) = gradient(lambda x: along(x, pull(DMD(), x, real, fake, t, process)).sum(), x)
     for i in range(6):
         close(g[i], (fake[i] - real[i]) / ((x[i] - real[i]).abs().mean() * x[i].numel()))
 
@@ -412,7 +418,8 @@ def test_dmd_on_mixtures(seed: int, ratio: float) -> None:
     line = Line(seed, ratio)
 
     def loss(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-        return distribution_matching(x, real.detach(), fake.detach(), normalise=False)
+        t = torch.full((len(x),), ratio, dtype=F64)
+        return along(x, pull(DMD(shape=()), x, real, fake, t, line.teacher.process))
 
     def log_odds(x: Tensor, t: Tensor, critic: GaussianMixture) -> Tensor:
         return critic.log_prob(x, t) - line.teacher.log_prob(x, t)
@@ -450,8 +457,8 @@ def flat(moved: dict[str, Tensor]) -> Tensor:
 
 RUNS = {
     "dmd": (
-        lambda times: DMD(times=times, normalise=False, critic_steps=1),
-        lambda teacher, r: lambda a, b: r**2 / 2 * diffused_kl(teacher, r)(a, b),
+        lambda times: DMD(times=times, shape=(), critic_steps=1),
+        lambda teacher, r: lambda a, b: r**2 * diffused_kl(teacher, r)(a, b),
     ),
     "vsd": (
         lambda times: VSD(times=times),
@@ -486,7 +493,7 @@ def test_a_run_descends_the_divergence(name: str, process: Process, ratio: float
 def test_a_perfect_critic_stays(process: Process) -> None:
     """The critic's loss has no gradient where ψ = E[x | x_t] for the student's own samples."""
     teacher, student = with_exact_critic(1, 2, process)
-    objective = DMD(critic=Critic(times=AtRatio(0.8)), critic_steps=1)
+    objective = DMD(fake=Fake(critic=Critic(times=AtRatio(0.8))), critic_steps=1)
     draws: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     for seed in range(16):
         for whose, samples in (("student", student), ("teacher", _like_teacher(teacher))):

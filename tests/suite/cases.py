@@ -25,10 +25,54 @@ from limbeck.diffusion import CFG, Karras, Uniform
 from limbeck.engine import EMA, Adam, Cosine, Dataset, Objective, Run, Source, Student, distill
 from limbeck.engine.checkpoint import flatten
 from limbeck.errors import Incompatible
-from limbeck.objectives import GAN, KD, SDS, VSD, Consistency, SiD
+from limbeck.objectives import (
+    GAN,
+    KD,
+    L2,
+    PSO,
+    R1,
+    SDS,
+    SIM,
+    TDM,
+    VSD,
+    ApproximateR1,
+    Attached,
+    ByRatio,
+    Consistency,
+    Critic,
+    DiffRatio,
+    Direction,
+    Fake,
+    FDistill,
+    ForwardKL,
+    Gated,
+    Hinge,
+    Inverted,
+    Mapped,
+    Nearness,
+    Onward,
+    PerSample,
+    PixelClip,
+    Reward,
+    ScoreDistillation,
+    Segment,
+    SiD,
+    Teacher,
+    VariationalDistributionMapping,
+    Zero,
+)
 from limbeck.problems.networks import ResidualMLP
 from limbeck.rng import Rng, seeded
-from limbeck.students import FewStep, GrowingParticles, Image, OneStep, Particles
+from limbeck.students import (
+    FewStep,
+    GrowingParticles,
+    Image,
+    OneStep,
+    Particles,
+    RandomEta,
+    Trajectory,
+    Views,
+)
 from limbeck.teachers import ExactDataset, GaussianMixture, Trained
 
 CLASSES, ROWS, BATCH = 3, 40, 16
@@ -88,16 +132,28 @@ def batches(kind: Kind) -> Source:
     return Dataset(x=points(kind), cond=labels(), y=labels(), noise=points(kind).flip(0))
 
 
-TEACHERS: dict[str, Callable[[Kind], nn.Module]] = {
+def cameras(kind: Kind) -> Tensor:
+    """Three views of a point in the plane, [3, 2, 2]."""
+    return torch.stack([torch.eye(2), torch.eye(2).flip(0), torch.ones(2, 2).triu()]).to(kind.dtype)
+
+
+TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "Trained": trained,
     "GaussianMixture": lambda kind: GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
     "ExactDataset": lambda kind: ExactDataset(points(kind), labels=labels()),
     "Classifier": classifier,
+    "With a source": lambda kind: {
+        "teacher": GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
+        "source": Particles(points(kind, 24).flip(0), labels(24)),
+    },
 }
 
 STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
     "FewStep": lambda kind: FewStep(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "OneStep": lambda kind: OneStep(trained(kind), shape=(2,)),
+    "RandomEta": lambda kind: RandomEta(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
+    "Views": lambda kind: Views(points(kind)[0], cameras(kind)),
+    "Trajectory": lambda kind: Trajectory(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "Particles": lambda kind: Particles(points(kind, 24)),
     "GrowingParticles": lambda kind: GrowingParticles(points(kind, BATCH), every=4, share=0.5, limit=64),
     "Image": lambda kind: Image(points(kind)[0]),
@@ -110,8 +166,31 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "SDS, other times": lambda: SDS(times=Uniform(lo=0.1, hi=0.5)),
     "VSD, every other tick": lambda: VSD(critic_steps=2),
     "SiD, times of the GAN": lambda: SiD(times=Karras(), critic_steps=2),
+    "SiD, Zero-CFG": lambda: SiD(critic=Critic(dropout=1.0), critic_guidance=CFG(scale=0.0)),
+    "SIM, L2": lambda: SIM(distance=L2()),
+    "FDistill, forward": lambda: FDistill(ratio=ByRatio(divergence=ForwardKL(), bins=2), critic_steps=2),
+    "DiffRatio, Jensen-Shannon": lambda: DiffRatio(shape=(ByRatio(gan=GAN(on="own")),)),
+    "VariationalDistributionMapping": lambda: VariationalDistributionMapping(fake=Mapped(shape=(2,))),
+    "VSD, adapters": lambda: VSD(fake=Fake(critic=Critic(rank=2))),
+    "VSD, without the condition at times": lambda: VSD(fake=Fake(critic=Critic(dropout=0.5))),
+    "ScoreDistillation, attached noise": lambda: ScoreDistillation(noise=Attached(refresh=0.1)),
+    "ScoreDistillation, inverted": lambda: ScoreDistillation(noise=Inverted()),
+    "ScoreDistillation, gated and clipped": lambda: ScoreDistillation(
+        real=Gated(above=Teacher(guidance=CFG(scale=2.0)), below=Teacher()),
+        fake=Zero(),
+        shape=(PixelClip(), PerSample()),
+    ),
+    "TDM, as released": lambda: TDM(
+        fake=Fake(critic=Critic(times=Segment(), noise=Onward(critic="importance"), snr=5.0))
+    ),
+    "GAN, on its own": lambda: GAN(on="own"),
     "GAN, on the teacher": lambda: GAN(on="teacher"),
     "GAN, trains the critic": lambda: GAN(feature_weight=0.1),
+    "Reward, with equal slopes": lambda: Reward(reward=Nearness(), normalise=True),
+    "Reward, held": lambda: Reward(reward=Nearness(to=(1.0,)), hold=0.1),
+    "PSO, online": lambda: PSO(preference=Direction()),
+    "GAN, hinge and R1": lambda: GAN(on="teacher", loss=Hinge(), penalty=R1(), apart=True),
+    "GAN, approximate R1 on features": lambda: GAN(penalty=ApproximateR1(at="features")),
     "Consistency, without a teacher": lambda: Consistency(teacher=False),
     "Consistency, moving average": lambda: Consistency(target=EMA(decay=0.9)),
     "KD, without labels": lambda: KD(alpha=1.0),
@@ -120,6 +199,10 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 
 MEET = {("GAN", "SiD, times of the GAN"), ("DMD", "GAN, trains the critic")}
 """Pairs of an export and another's variant that are added too; see `couples`."""
+
+CORE = {"SDS", "VSD", "DMD", "SiD", "GAN", "Consistency", "Regression", "Denoising", "KD", "CrossEntropy"}
+ANY = {"DMD", "GAN"}
+"""Objectives that meet others in `couples`."""
 
 DATA: dict[str, Callable[[Kind], Source]] = {}
 
@@ -192,8 +275,9 @@ class Case:
     def run(self, objective: Objective | None = None, student: nn.Module | None = None, **settings: Any) -> Run:
         """A new run of it, of another objective if one is given."""
         defaults = {"steps": 10, "batch": BATCH, "optim": Adam(lr=1e-2, schedule=Cosine(warmup=0.25), clip=1.0)}
+        teacher = build("TEACHERS", self.teacher, self.kind) if self.teacher else None
         return distill(
-            build("TEACHERS", self.teacher, self.kind) if self.teacher else None,
+            teacher,
             student or build("STUDENTS", self.student, self.kind),
             objective or self.make(),
             DATA.get(self.objective, batches)(self.kind) if self.data else None,
@@ -234,21 +318,33 @@ def homes() -> tuple[Case, ...]:
     return tuple(case for name in NAMES["OBJECTIVES"] if (case := home(name)))
 
 
+def composed(name: str) -> bool:
+    """Whether an export only fills in the parts of the normal form; `SDS`, `VSD` and `DMD` stand for all of those."""
+    return name not in {"SDS", "VSD", "DMD", *OBJECTIVES} and "terms" not in vars(FOUND["OBJECTIVES"][name])
+
+
+@cache
+def few() -> tuple[Case, ...]:
+    """Every objective that brings losses of its own, and every variant, each at home."""
+    return tuple(case for case in homes() if not composed(case.objective))
+
+
 @cache
 def matches() -> tuple[Case, ...]:
-    """Every objective on every student that it fits, with the teacher that it is at home with."""
-    cases = (replace(case, student=student) for case in homes() for student in NAMES["STUDENTS"])
-    return tuple(case for case in cases if verdict(case) == "fits")
+    """Every objective at home, and exports that bring losses of their own on every student that they fit."""
+    own = [case for case in few() if case.objective not in OBJECTIVES]
+    cases = (replace(case, student=student) for case in own for student in NAMES["STUDENTS"])
+    return tuple(dict.fromkeys([*homes(), *(case for case in cases if verdict(case) == "fits")]))
 
 
 @cache
 def sample() -> tuple[Case, ...]:
     """Every objective at home, and every student and teacher once more, each under the first objective that it fits."""
-    chosen = dict.fromkeys(homes())
+    chosen = dict.fromkeys(few())
     for student in NAMES["STUDENTS"]:
         chosen |= dict.fromkeys([case for case in matches() if case.student == student][:1])
     for teacher in NAMES["TEACHERS"]:
-        cases = (replace(case, teacher=teacher) for case in homes())
+        cases = (replace(case, teacher=teacher) for case in few())
         chosen |= dict.fromkeys([case for case in cases if verdict(case) == "fits"][:1])
     return tuple(chosen)
 
@@ -268,10 +364,15 @@ def common(a: str, b: str) -> Case | None:
 def couples() -> tuple[tuple[Case, str], ...]:
     """All pairs of objectives that fit a common student: the first with its parts, and the second's name.
 
-    A variant meets the others of its class, for parts of one name are what a sum could confuse, and those in `MEET`.
+    Those of `CORE` meet each other and their variants, for parts of one name are what a sum could confuse; every other
+    that brings losses of its own meets those of `ANY`.
     """
     pairs = combinations(NAMES["OBJECTIVES"], 2)
-    wanted = ((a, b) for a, b in pairs if {a, b} <= {*FOUND["OBJECTIVES"]} or stem(a) == stem(b) or (a, b) in MEET)
+    wanted = (
+        (a, b)
+        for a, b in pairs
+        if {a, b} <= CORE or (stem(a) == stem(b) and {a, b} & CORE) or (a, b) in MEET or ({a, b} & ANY and meets(a, b))
+    )
     found = ((common(a, b), b) for a, b in wanted)
     return tuple((case, other) for case, other in found if case)
 
@@ -279,6 +380,11 @@ def couples() -> tuple[tuple[Case, str], ...]:
 def stem(name: str) -> str:
     """The class behind the name of an objective."""
     return name.partition(",")[0]
+
+
+def meets(a: str, b: str) -> bool:
+    """Whether both are exports with losses of their own."""
+    return not {a, b} & set(OBJECTIVES) and not composed(a) and not composed(b)
 
 
 @cache

@@ -23,6 +23,7 @@ from tests.suite.cases import (
     Kind,
     build,
     common,
+    few,
     finished,
     home,
     homes,
@@ -35,7 +36,7 @@ from tests.suite.cases import (
 )
 from tests.suite.probes import gradients, lively
 
-TERMS = [(case, term.name) for case in homes() for term in case.run().terms]
+TERMS = [(case, term.name) for case in few() for term in case.run().terms]
 
 
 @pytest.mark.parametrize("table", ["OBJECTIVES", "STUDENTS"])
@@ -74,7 +75,7 @@ def test_it_runs(case: Case) -> None:
     teacher = run.cast.teachers["teacher"]
     before, known = copy.deepcopy(run.cast.state_dict()), copy.deepcopy(teacher.state_dict())
     for step in run:
-        assert list(step.losses) == sorted(term.name for term in run.terms)
+        assert list(step.losses) == [term.name for term in run.terms]
         assert all(map(math.isfinite, step.losses.values()))
         assert all(math.isfinite(norm) and norm > 0 for norm in step.norms.values())
         assert sorted(step.norms) == sorted(run.cast.roles) and not step.skipped and step.seconds > 0

@@ -14,7 +14,7 @@ from limbeck.engine import Objective, Role, Run, Term, Tick
 from limbeck.engine.tick import same_buffers
 from limbeck.objectives import DMD, GAN, SDS, Consistency
 from limbeck.students import OneStep
-from tests.suite.cases import Case, Kind, homes, sample, trained, unequal
+from tests.suite.cases import Case, Kind, few, sample, trained, unequal
 from tests.suite.probes import Ragged, Watch, flags, gradients, lively
 
 SUM = DMD(critic_steps=2) + GAN(critic_steps=3)
@@ -22,7 +22,7 @@ ONE = Case("DMD", "OneStep", "Trained")
 
 
 RUNS = [
-    *(pytest.param(case, None, 1, id=str(case)) for case in homes()),
+    *(pytest.param(case, None, 1, id=str(case)) for case in few()),
     pytest.param(ONE, SUM, 1, id="a sum"),
     pytest.param(ONE, SUM, 2, id="a sum over micro-batches"),
     pytest.param(ONE, Ragged(), 4, id="ragged weights over micro-batches"),
@@ -80,7 +80,7 @@ def test_losses_of_others_send_no_gradient_to_the_student(case: Case, objective:
     assert any(g.norm() > 0 for g in alone.values()) and unequal(both, alone) == []
 
 
-@pytest.mark.parametrize("case", homes(), ids=str)
+@pytest.mark.parametrize("case", few(), ids=str)
 def test_all_losses_see_the_starting_parameters(case: Case) -> None:
     """No role steps before the last loss of the last micro-batch."""
     run = lively(case.run(Watch(objective=case.make(), note=lambda term, tick: note(run)), steps=2, accumulate=2))
@@ -122,7 +122,7 @@ def statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-DRAWN = [case for case in homes() if any("student" not in term.roles for term in case.run().terms)]
+DRAWN = [case for case in few() if any("student" not in term.roles for term in case.run().terms)]
 
 
 @pytest.mark.parametrize("case", DRAWN, ids=str)

@@ -9,8 +9,8 @@ import torch
 
 from limbeck.engine import Linear, Objective, Run
 from limbeck.errors import BadSetting, Incompatible
-from limbeck.objectives import DMD, GAN, SDS, Consistency, Critic
-from tests.suite.cases import Case, Kind, build, couples, homes, quarrel, unequal
+from limbeck.objectives import DMD, GAN, SDS, Consistency, Critic, Fake
+from tests.suite.cases import Case, Kind, build, couples, few, quarrel, unequal
 from tests.suite.probes import gradients, lively
 
 STEPS = 5
@@ -101,7 +101,7 @@ def student_gradient(case: Case, objective: Objective) -> dict[str, torch.Tensor
     return seen[0]["student"]
 
 
-@pytest.mark.parametrize("case", homes(), ids=str)
+@pytest.mark.parametrize("case", few(), ids=str)
 def test_a_factor_scales_the_student_only(case: Case) -> None:
     """Twice an objective has twice the student's gradient, and every other role's gradient as it was, to the bit."""
     with gradients() as seen:
@@ -145,11 +145,14 @@ def test_a_run_of_no_weight_is_refused() -> None:
 
 def test_an_equal_critic_is_shared_and_counted_once() -> None:
     critic = Critic()
-    case, total = Case("DMD", "OneStep", "Trained"), DMD(critic=critic) + GAN(critic=critic) + GAN(critic=critic)
+    case, total = (
+        Case("DMD", "OneStep", "Trained"),
+        DMD(fake=Fake(critic=critic)) + GAN(critic=critic) + GAN(critic=critic),
+    )
     run = case.run(total)
-    assert [term.name for term in run.terms] == ["critic", "discriminator", "dmd", "gan", "gan#2"]
+    assert [term.name for term in run.terms] == ["dmd", "gan", "gan#2", "critic", "discriminator"]
     with gradients() as seen:
-        for objective in (DMD(critic=critic), total):
+        for objective in (DMD(fake=Fake(critic=critic)), total):
             case.run(objective, steps=1).finish()
     alone, shared = seen
     assert all(torch.equal(shared["critic"][name], grad) for name, grad in alone["critic"].items())

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from limbeck.engine import SGD, Adam, RAdam, Run, Tick
 from limbeck.engine.checkpoint import read_state, write_folder
 from limbeck.errors import Incompatible
-from limbeck.objectives import DMD, GAN, SDS
+from limbeck.objectives import DMD, GAN, SDS, FDistill
 from tests.suite.cases import EXACT, Case, finished
 from tests.suite.probes import Coupled, Ragged, Watch
 
@@ -48,6 +48,7 @@ def rank_plans() -> dict[str, Make]:
     particles = Case("SDS", "GrowingParticles", "Trained", kind=EXACT)
     return {
         "DMD + GAN": partial(one.run, DUO),
+        "means over ticks": partial(one.run, FDistill(critic_steps=1)),
         "KD": classifier.run,
         "ragged weights": partial(one.run, Ragged()),
         "ragged weights over micro-batches": partial(one.run, Ragged(), accumulate=2),

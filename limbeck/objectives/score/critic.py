@@ -1,8 +1,9 @@
 """The critic: a denoiser of the student's own distribution, trained beside it on its samples."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from limbeck.diffusion.denoiser import Denoiser
@@ -12,8 +13,10 @@ from limbeck.diffusion.times import LogNormal, Times, Uniform
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.student import Student
-from limbeck.engine.tick import Tick
+from limbeck.engine.tick import Noised, Tick
 from limbeck.errors import in_range
+from limbeck.objectives.score.noise import Fresh, Noise
+from limbeck.teachers.lora import low_rank
 from limbeck.teachers.trained import denoising_weight
 
 
@@ -46,21 +49,52 @@ class Critic:
 
     Args:
         times: noise levels that it learns at.
+        rank: of low-rank adapters on the teacher's own frozen weights; None for a network of its own.
+        dropout: share of ticks in which it learns without the condition.
+        noise: how samples become x_t, and what it learns there.
+        snr: the limit of the weight min(SNR, snr) on the error of x0 (arXiv 2303.09556, sec. 3.4), in the place of that
+            of `denoising`.
+
+    Source: a full critic as in DMD, arXiv 2311.18828; adapters as in ProlificDreamer, arXiv 2305.16213, sec. 3.3.
     """
 
     times: Times = field(default_factory=LogNormal)
+    rank: int | None = None
+    dropout: float = 0.0
+    noise: Noise = field(default_factory=Fresh)
+    snr: float | None = None
+
+    def __post_init__(self) -> None:
+        in_range("rank", self.rank or 1, 1)
+        in_range("dropout", self.dropout, 0, 1)
+        in_range("snr", 1.0 if self.snr is None else self.snr, 1e-9)
 
     def join(self, cast: Cast) -> Term:
         """Gets or creates the critic, a trainable clone of the teacher, and its loss."""
         teacher = cast.need("teacher", Denoiser, by=self)
-        cast.role("critic", lambda: teacher.clone(trainable=True), spec=self)
+        self.noise.check(cast)
+        cast.role("critic", lambda: self.network(teacher), spec=self)
 
         def loss(tick: Tick) -> Loss:
-            seen = tick.noised(self.times)
+            seen = self.noise.see(tick, self.times)
+            if self.dropout and tick.rng(("dropout", self), shared=True).uniform(1).item() < self.dropout:
+                seen = replace(seen, cond=None, key=(seen.key, None))
             x0 = tick.denoise("critic", seen, grad=True)
-            return Loss(denoising(x0, seen.x, seen.t, seen.process, teacher.sigma_data))
+            target, weight = self.noise.target(seen)
+            error = denoising(x0, target, seen.t, seen.process, teacher.sigma_data)
+            return Loss(weight.to(error) * self.weight(seen.t, seen.process, teacher.sigma_data).to(error) * error)
 
         return Term("critic", "critic", loss, key=("critic", self), of=self)
+
+    def weight(self, t: Tensor, process: Process, sigma_data: float = 0.5) -> Tensor:
+        """What `denoising` is multiplied by, [B]: 1, or min(SNR, snr) over its own weight."""
+        if self.snr is None:
+            return torch.ones_like(t)
+        return (process.ratio(t) ** -2).clamp_max(self.snr) / denoising_weight(t, process, sigma_data)
+
+    def network(self, teacher: Denoiser) -> Denoiser:
+        """The critic before training."""
+        return teacher.clone(trainable=True) if self.rank is None else low_rank(teacher, self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +105,14 @@ class Critical(Objective):
         critic: settings of the denoiser ψ of the student's distribution.
         times: noise levels at which teacher and critic are compared.
         guidance: on the teacher.
+        critic_guidance: on the critic where it is compared with the teacher; what it learns is up to ``critic``.
         critic_steps: steps of the critic to one of the student.
     """
 
     critic: Critic = field(default_factory=Critic)
     times: Times = field(default_factory=Uniform)
     guidance: Guidance | None = None
+    critic_guidance: Guidance | None = None
     critic_steps: int = 1
 
     def __post_init__(self) -> None:
@@ -89,6 +125,12 @@ class Critical(Objective):
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         name = type(self).__name__.lower()
         return self.critic.join(cast), Term(name, "student", self.loss, every=self.critic_steps, of=self)
+
+    def compared(self, tick: Tick) -> tuple[Noised, Tensor, Tensor]:
+        """The student's samples at noise levels, and x0 by teacher and critic there, with gradients through both."""
+        seen = tick.noised(self.times)
+        real = tick.denoise("teacher", seen, self.guidance, grad=True)
+        return seen, real, tick.denoise("critic", seen, self.critic_guidance, grad=True)
 
     @abstractmethod
     def loss(self, tick: Tick) -> Loss:

@@ -4,32 +4,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from limbeck.diffusion.process import like
 from limbeck.diffusion.times import Karras, Times
 from limbeck.engine.objective import Loss
 from limbeck.engine.tick import Tick
 from limbeck.objectives.score.critic import Critical
-
-
-def distribution_matching(x: Tensor, real: Tensor, fake: Tensor, *, normalise: bool = True) -> Tensor:
-    """½‖x − sg(x − (ψ − T)/n)‖²/D with n = mean|x − T| of each example: its gradient by x is (ψ − T)/(n·D), [B].
-
-    Args:
-        x: the student's samples, [B, …].
-        real: T, x0 by the teacher, [B, …].
-        fake: ψ, x0 by the critic, [B, …].
-        normalise: divide by n; without, the expectation is the gradient of the diffused KL divergence.
-
-    Source: DMD, arXiv 2311.18828, eq. 7 and 8; DMD2, arXiv 2405.14867, eq. 1.
-
-    >>> import torch
-    >>> distribution_matching(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2))
-    tensor([0.5000])
-    """
-    gradient = fake - real
-    if normalise:
-        gradient = gradient / like((x - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5), x)
-    return ((x - (x - gradient).detach()) ** 2).flatten(1).mean(1) / 2
+from limbeck.objectives.score.distillation import ScoreDistillation
+from limbeck.objectives.score.parts import Fake, Part, PerSample, Shape, Weight
 
 
 def identity_score(x: Tensor, real: Tensor, fake: Tensor, *, alpha: float = 1.0, normalise: bool = True) -> Tensor:
@@ -52,24 +32,30 @@ def identity_score(x: Tensor, real: Tensor, fake: Tensor, *, alpha: float = 1.0,
     """
     gap = real - fake
     value = (gap * ((real - x) - alpha * gap)).flatten(1).sum(1)
-    return value / (x - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5) if normalise else value
+    return value / distance_to(x, real) if normalise else value
+
+
+def distance_to(x: Tensor, real: Tensor) -> Tensor:
+    """n = mean|x − T| of each example, a constant to the gradient and at least 1e-5, [B].
+
+    >>> import torch
+    >>> distance_to(torch.zeros(1, 2), torch.tensor([[1.0, -3.0]]))
+    tensor([2.])
+    """
+    return (x - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD(Critical):
+class DMD(ScoreDistillation):
     """Distribution matching distillation on two time scales: the critic learns every tick, the student every few.
 
-    Args:
-        critic: the denoiser ψ of the student's distribution.
-        times: noise levels at which distributions are compared.
-        guidance: on the teacher.
-        critic_steps: steps of the critic to one of the student.
-        normalise: divide each example's gradient by its mean |x − T|.
+    g = (ψ − T)/(n·D), n = mean|x − T|: VSD with w = σ/α, which makes it a difference of x0, and equal steps from every
+    noise level. Without ``shape`` its expectation is the gradient of the diffused KL divergence; with the critic's own
+    times and pace as well, ``DMD(shape=(), times=LogNormal(), critic_steps=1)``, it is Diff-Instruct, arXiv 2305.18455.
 
-    Raises:
-        Incompatible: a teacher that is no `Denoiser`, a student that draws no samples.
+    Args: those of `ScoreDistillation`.
 
-    Source: Yin et al. 2024, arXiv 2405.14867, eq. 1 and sec. 4.2.
+    Source: Yin et al. 2024, arXiv 2405.14867, eq. 1 and sec. 4.2; the normaliser is arXiv 2311.18828, eq. 8.
 
     >>> import torch
     >>> from limbeck import GaussianMixture, Particles, distill
@@ -79,14 +65,11 @@ class DMD(Critical):
     [['critic'], ['critic', 'dmd']]
     """
 
+    fake: Part = field(default_factory=Fake)
+    weight: Weight = field(default_factory=lambda: Weight(sigma=1.0, alpha=-1.0))
     times: Times = field(default_factory=lambda: Karras(lo=0.02, hi=0.98))
+    shape: tuple[Shape, ...] = (PerSample(),)
     critic_steps: int = 5
-    normalise: bool = True
-
-    def loss(self, tick: Tick) -> Loss:
-        seen = tick.noised(self.times)
-        real, fake = tick.denoise("teacher", seen, self.guidance), tick.denoise("critic", seen)
-        return Loss(distribution_matching(seen.x, real, fake, normalise=self.normalise))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +80,8 @@ class SiD(Critical):
         critic: the denoiser ψ of the student's distribution.
         times: noise levels at which scores are compared.
         guidance: on the teacher.
+        critic_guidance: on the critic; ``CFG(scale=0)`` with ``Critic(dropout=1)``, a critic without condition beside a
+            teacher without guidance, is Zero-CFG, and a negative scale is Anti-CFG (arXiv 2505.12674).
         critic_steps: steps of the critic to one of the student.
         alpha: weight of the squared term; 1.2 in SiD, 1 in SiDA.
         normalise: divide each example's loss by its mean |x − T|.
@@ -118,7 +103,5 @@ class SiD(Critical):
     normalise: bool = True
 
     def loss(self, tick: Tick) -> Loss:
-        seen = tick.noised(self.times)
-        real = tick.denoise("teacher", seen, self.guidance, grad=True)
-        fake = tick.denoise("critic", seen, grad=True)
+        seen, real, fake = self.compared(tick)
         return Loss(identity_score(seen.x, real, fake, alpha=self.alpha, normalise=self.normalise))

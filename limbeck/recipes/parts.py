@@ -1,0 +1,53 @@
+"""Stages that recipes share: a generator that starts as its teacher, and particles that start as noise."""
+
+from typing import Any
+
+from limbeck.diffusion import Featured, LogNormal
+from limbeck.engine import EMA, Adam, Cosine, Drawn, Linear, Objective, Prior, Source, Stage
+from limbeck.errors import Incompatible
+from limbeck.problems.problem import Generative
+from limbeck.students import FromNoise, FromTeacher
+
+TIMES = LogNormal(mean=-0.8, std=1.4)
+"""Noise levels for small images, where few pixels hide little; where all look at the same ones, they share passes."""
+
+
+def generator(name: str, objective: Objective, *, steps: int, lr: float = 5e-4, **settings: Any) -> Stage:
+    """A stage that trains a one- or few-step generator: Adam without momentum, a line down to 0, and an average.
+
+    Args:
+        name: of the stage.
+        objective: which losses train whom.
+        steps: ticks.
+        lr: of every role.
+        settings: other arguments of `Stage`, such as ``student=FromTeacher(ratios=(1.0, 0.3))``.
+    """
+    adam = Adam(lr=lr, betas=(0.0, 0.99), schedule=Linear())
+    defaults = {"student": FromTeacher(), "optim": {"default": adam}, "ema": EMA(decay=0.99)}
+    return Stage(name=name, steps=steps, objective=objective, **{**defaults, **settings})
+
+
+def particles(name: str, objective: Objective, *, steps: int, lr: float = 0.02, **settings: Any) -> Stage:
+    """A stage that moves free samples from noise under an objective, by Adam and half a cosine.
+
+    Args:
+        name: of the stage.
+        objective: which losses train whom.
+        steps: ticks.
+        lr: of every role.
+        settings: other arguments of `Stage`, such as ``student=FromNoise(n=64)``.
+    """
+    optim = {"default": Adam(lr=lr, schedule=Cosine())}
+    return Stage(name=name, steps=steps, objective=objective, **{"student": FromNoise(), "optim": optim, **settings})
+
+
+def conditions(problem: Generative, prior: Prior) -> Source:
+    """Conditions as they occur in the data, and nothing else: for runs that see no samples."""
+    return Drawn(lambda n, rng: {"cond": problem.conditions(n, rng)}, fields=("cond",))
+
+
+def need_network(problem: Generative, name: str) -> None:
+    """Raises `Incompatible` unless the problem's teacher is a network that shows its features."""
+    if not isinstance(problem.teacher, Featured):
+        need, got = "a problem whose teacher is a network", f"{problem.name}, a {type(problem.teacher).__name__}"
+        raise Incompatible(name, need=need, got=got, fit="mixture2d-network")
