@@ -5,10 +5,11 @@ from limbeck.students.particles import FromNoise, GrowingParticles, Image, Parti
 from limbeck.students.routed import Routed
 from limbeck.students.stochastic import RandomEta, renoised
 from limbeck.students.trajectory import Phased, Trajectory
-from limbeck.students.views import Views
+from limbeck.students.views import FromCameras, Views
 
 __all__ = [
     "FewStep",
+    "FromCameras",
     "FromNoise",
     "FromTeacher",
     "GrowingParticles",

@@ -20,6 +20,7 @@ from limbeck.objectives.score.divergence import (
 from limbeck.objectives.score.domain import DomainScoreDistillation
 from limbeck.objectives.score.editing import DDS, PDS, Posterior, Sourced
 from limbeck.objectives.score.em import EMD, Corrected
+from limbeck.objectives.score.entropic import ESD
 from limbeck.objectives.score.flow import CFD, EulerRate
 from limbeck.objectives.score.hifa import HiFA, RootAnnealed
 from limbeck.objectives.score.implicit import (
@@ -64,6 +65,7 @@ __all__ = [
     "DDS",
     "DMD",
     "EMD",
+    "ESD",
     "ISM",
     "L2",
     "NFSD",
