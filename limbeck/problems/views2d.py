@@ -23,9 +23,9 @@ VIEWS, POINTS = 8, 24
 class Views2D(Generative):
     """A ring of 24 points under eight cameras, each of which shares one point with the next.
 
-    A view has two pixels; it is a front, around (0.7, 0.7), or a back, around (−0.7, −0.7). The teacher knows what views
-    look like, with 3 fronts to 2 backs, but not from where they are taken: its components have no labels. Conditions are
-    the numbers of the cameras, which critics may learn.
+    A view has two pixels; it is a front, around (0.7, 0.7), or a back, around (−0.7, −0.7). The teacher knows what
+    views look like, with 3 fronts to 2 backs, but not from where they are taken, for its components have no labels.
+    Conditions are the numbers of the cameras, which critics may learn.
 
     >>> problem = Views2D()
     >>> problem.cameras.shape, problem.spread(10).tolist()
