@@ -88,7 +88,7 @@ class _Item:
 
 
 def draw(boxes: Mapping[str, Size], edges: Sequence[Edge], spacing: Spacing | None = None) -> Drawing:
-    """Lays out the parts that hang together one by one, and puts them on shelves, the largest first.
+    """Lays out the parts that hang together one by one, and puts them side by side in rows, the largest first.
 
     >>> drawing = draw({"a": (50, 20), "b": (50, 20)}, [Edge("a", "b", (30, 10))])
     >>> drawing.boxes["a"].y < drawing.labels[0].y < drawing.boxes["b"].y
@@ -114,7 +114,7 @@ def draw(boxes: Mapping[str, Size], edges: Sequence[Edge], spacing: Spacing | No
 
 
 def pack(sizes: Sequence[Size], width: float, gap: float) -> tuple[list[Point], float, float]:
-    """Top left corners of rectangles side by side on shelves of this width, and the width and height of all.
+    """Top left corners of rectangles side by side in rows of this width, and the width and height of all.
 
     >>> pack([(5, 3), (5, 2), (5, 1)], width=12, gap=1)
     ([(0.0, 0.0), (6.0, 0.0), (0.0, 4.0)], 11.0, 5.0)

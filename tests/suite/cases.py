@@ -152,11 +152,11 @@ STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
     "FewStep": lambda kind: FewStep(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "OneStep": lambda kind: OneStep(trained(kind), shape=(2,)),
     "RandomEta": lambda kind: RandomEta(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
-    "Views": lambda kind: Views(points(kind)[0], cameras(kind)),
     "Trajectory": lambda kind: Trajectory(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "Particles": lambda kind: Particles(points(kind, 24)),
     "GrowingParticles": lambda kind: GrowingParticles(points(kind, BATCH), every=4, share=0.5, limit=64),
     "Image": lambda kind: Image(points(kind)[0]),
+    "Views": lambda kind: Views(points(kind)[0], cameras(kind)),
     "Denoiser": trained,
     "Classifier": classifier,
 }

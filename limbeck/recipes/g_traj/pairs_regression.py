@@ -12,6 +12,7 @@ from limbeck.recipes.claims import frechet_at_steps
 from limbeck.rng import Rng
 from limbeck.students import FromTeacher
 from limbeck.teachers import read_tensors
+from limbeck.tree import rows
 
 PAIRS = 10_000
 
@@ -20,8 +21,9 @@ def make_pairs(problem: Generative, prior: Prior, folder: Path, seed: int) -> No
     """Noise, condition and the teacher's sample, in rows that belong together."""
     rng = Rng((seed, "pairs"))
     noise, cond = rng.normal(PAIRS, *problem.shape), problem.conditions(PAIRS, rng)
-    parts = [problem.teacher_sample(z, c) for z, c in zip(noise.split(1000), cond.split(1000), strict=True)]
-    save_file({"noise": noise, "cond": cond, "x": torch.cat(parts)}, folder / "pairs.safetensors")
+    parts = [slice(i, i + 1000) for i in range(0, PAIRS, 1000)]
+    x = torch.cat([problem.teacher_sample(noise[part], rows(cond, part)) for part in parts])
+    save_file({"noise": noise, "x": x} | ({} if cond is None else {"cond": cond}), folder / "pairs.safetensors")
 
 
 def read_pairs(problem: Generative, prior: Prior) -> Source:
