@@ -66,6 +66,16 @@ def slow_make() -> None:
     _wrap("safetensors.torch.save_file", save)
 
 
+def slow_disk() -> None:
+    """Makes every state take its time to be written."""
+
+    def save(real: Callable[..., Any], tensors: Any, path: Path) -> None:
+        time.sleep(0.05)
+        real(tensors, path)
+
+    _wrap("limbeck.engine.checkpoint.save_file", save)
+
+
 def full_disk(n: int) -> None:
     """From the n-th state on, the disk is full; a little of it was written."""
     calls = itertools.count(1)
@@ -139,13 +149,15 @@ class Process:
             os.kill(self.process.pid, signal.SIGKILL)
         return self.end()
 
-    def signal(self, number: int, once: Callable[[], bool]) -> Ended:
-        """A signal as soon as something has happened."""
+    def signal(self, number: int, once: Callable[[], bool], after: float = 0.0) -> Ended:
+        """A signal so many seconds after something has happened."""
         assert self.process.pid
         deadline = time.monotonic() + SECONDS
         while not once() and self.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
-        os.kill(self.process.pid, number)
+        self.process.join(after)
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
         return self.end()
 
     def end(self) -> Ended:

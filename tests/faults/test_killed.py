@@ -4,11 +4,12 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import HERE, QUICK, STAGES, Process, Strike, bits, limbeck, slow_make
+from tests.faults.processes import HERE, QUICK, STAGES, Process, Strike, bits, limbeck, slow_disk, slow_make
 
 pytestmark = pytest.mark.xdist_group("faults-processes")  # one server to fork from
 
@@ -78,16 +79,17 @@ def test_resumed_with_other_checkpoints(truth: Truth, tmp_path: Path) -> None:
 
 
 def test_killed_at_random_moments(truth: Truth, tmp_path: Path) -> None:
-    """Ten kills of one run, which goes on after each."""
-    expected, seconds = truth.of(LONG)
+    """Ten kills of one run, which goes on after each: at once, or when it has said a few lines."""
     draw, resumed = random.Random(0), 0
     for _ in range(MOMENTS):
-        ended = Process(tmp_path, *LONG, "--resume").kill(draw.uniform(0.1, 0.5) * seconds)
+        enough = partial(told, tmp_path, draw.randrange(6))
+        process = Process(tmp_path, *LONG, "--resume", prepare=slow_disk)
+        ended = process.signal(signal.SIGKILL, enough, after=draw.uniform(0, 0.1))
         assert ended.code in (-signal.SIGKILL, 0)
         resumed += "resuming at stage" in ended.text
     assert limbeck(tmp_path, *LONG, "--resume").code == 0
     assert resumed >= MOMENTS // 3, "the kills came too early to show anything"
-    check(tmp_path / "run", expected)
+    check(tmp_path / "run", truth.of(LONG)[0])
 
 
 def test_killed_once_at_each_of_ten_moments(truth: Truth, tmp_path: Path) -> None:
@@ -117,6 +119,11 @@ def test_stopped_by_a_signal(truth: Truth, tmp_path: Path, number: int, every: s
 def said(folder: Path, text: str) -> bool:
     """Whether the process in a folder has printed something."""
     return text in (folder / "log.txt").read_text()
+
+
+def told(folder: Path, lines: int) -> bool:
+    """Whether the process in a folder has told how far it is so often."""
+    return (folder / "log.txt").read_text().count(" s left") >= lines
 
 
 def test_stopped_while_something_is_made(truth: Truth, tmp_path: Path) -> None:
