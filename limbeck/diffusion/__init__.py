@@ -1,7 +1,7 @@
 """The mathematics of noise: processes, times, guidance, samplers."""
 
 from limbeck.diffusion.denoiser import Denoiser, Featured, Seen, Wrapped
-from limbeck.diffusion.guidance import CFG, Guidance, Guided, Instead, Negative, PerpNeg
+from limbeck.diffusion.guidance import CFG, Guidance, Guided, Instead, Negative, NegativeAttention, PerpNeg, RandomCFG
 from limbeck.diffusion.process import EDM, VP, Form, Process, RectifiedFlow, TrigFlow, like
 from limbeck.diffusion.samplers import State, ancestral, dpm_solver, euler, few_step, heun, heun_step, sample
 from limbeck.diffusion.times import Annealed, Karras, LogNormal, Times, Uniform
@@ -20,8 +20,10 @@ __all__ = [
     "Karras",
     "LogNormal",
     "Negative",
+    "NegativeAttention",
     "PerpNeg",
     "Process",
+    "RandomCFG",
     "RectifiedFlow",
     "Seen",
     "State",

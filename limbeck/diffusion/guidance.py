@@ -8,12 +8,17 @@ from torch import Tensor
 
 from limbeck.diffusion.denoiser import Denoiser, Wrapped
 from limbeck.diffusion.process import like
-from limbeck.errors import BadSetting
+from limbeck.errors import BadSetting, in_range
+from limbeck.rng import Rng
 from limbeck.tree import Tree, tree_map
 
 
 class Guidance(ABC):
     """How predictions under several conditions become one; ``guidance(denoiser)`` is again a denoiser."""
+
+    def at(self, rng: Rng) -> "Guidance":
+        """What it is in one tick; a guidance with a random setting draws it here, once for all rows and networks."""
+        return self
 
     @abstractmethod
     def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
@@ -61,6 +66,65 @@ class CFG(Guidance):
 
     def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
         return _away(denoiser, x_t, t, cond, None, self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCFG(Guidance):
+    """Classifier-free guidance whose scale s ~ U[lo, hi] is drawn anew in every tick, for all rows alike.
+
+    Equal settings draw equal scales, so that a teacher and a critic under the same `RandomCFG` share them. Outside a
+    run, where nothing is drawn, it is its mean, CFG at (lo + hi)/2, for a guided prediction is affine in s.
+
+    Args:
+        lo: the least s.
+        hi: the largest s.
+
+    Raises:
+        BadSetting: hi below lo.
+
+    Source: PG-SB of SNOOPI, Nguyen et al. 2024, arXiv 2412.02687.
+
+    >>> [1.0 < RandomCFG(lo=1.0, hi=3.0).at(Rng(i)).scale < 3.0 for i in range(3)]
+    [True, True, True]
+    """
+
+    lo: float = 1.0
+    hi: float = 7.5
+
+    def __post_init__(self) -> None:
+        in_range("hi", self.hi, self.lo)
+
+    def at(self, rng: Rng) -> CFG:
+        return CFG(scale=self.lo + (self.hi - self.lo) * rng.uniform(1).item())
+
+    def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
+        return CFG(scale=(self.lo + self.hi) / 2).x0(denoiser, x_t, t, cond)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeAttention(Guidance):
+    """One pass whose cross-attention is Z = Attn(Q, K⁺, V⁺) − a·Attn(Q, K⁻, V⁻), away from a condition n.
+
+    The network gets the condition ``{"cond": c, "away": n, "scale": a}`` and does it in every layer; see
+    `limbeck.problems.attention.CrossAttentionMLP`. Nothing is trained for it, and one-step students can use it.
+
+    Args:
+        scale: a; 0 is the plain prediction, to the bit.
+        label: n, the class to stay away from; every row gets it.
+
+    Source: NASA of SNOOPI, Nguyen et al. 2024, arXiv 2412.02687.
+
+    >>> NegativeAttention(scale=0.5, label=2)
+    NegativeAttention(scale=0.5, label=2)
+    """
+
+    scale: float = 0.5
+    label: int = 0
+
+    def x0(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
+        scale = x_t.new_full((len(x_t),), self.scale)
+        away = torch.full((len(x_t),), self.label, device=x_t.device)
+        return denoiser.denoise(x_t, t, {"cond": cond, "away": away, "scale": scale})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +197,7 @@ class PerpNeg(Guidance):
     Raises:
         BadSetting: labels and weights that are not as many.
 
-    Source: Armandpour et al. 2023, arXiv 2304.04968, eq. 6.
+    Source: Armandpour et al. 2023, arXiv 2304.04968.
 
     >>> PerpNeg(scale=2.0, labels=(0,), weights=(-1.0,))
     PerpNeg(scale=2.0, labels=(0,), weights=(-1.0,))

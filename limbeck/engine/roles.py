@@ -200,7 +200,7 @@ class Cast:
     def _present(self, who: str, by: object) -> nn.Module:
         if who == "teacher" and not self.teachers:
             raise Incompatible(type(by).__name__, need="a teacher", got="none", fit="teacher=...")
-        if who not in {"teacher", "student", *self.roles, *self.teachers}:
+        if who not in self.roles and who not in self.teachers and who != "teacher":
             got, fit = ", ".join(map(repr, self.teachers)) or "none", f'teacher={{"teacher": ..., "{who}": ...}}'
             raise Incompatible(type(by).__name__, need=f"a teacher named {who!r}", got=got, fit=fit)
         return self.module(who)

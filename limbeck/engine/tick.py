@@ -193,6 +193,7 @@ class Tick:
         """A pass that serves every loss of the tick: its graph is cut at what comes out, and one pass at the end takes
         the sum of all gradients back. Where features are `watched`, it gives them too.
         """
+        guidance = guidance and guidance.at(self.rng(("guidance", guidance), shared=True))
         watched = guidance is None and (who, noised.key) in self.cast.watched
         mark = (who in self.trains, noised.x_t.requires_grad) if grad or watched else (False, False)
         key = (who, noised.key, guidance)

@@ -3,6 +3,7 @@
 from limbeck.objectives import preference, score
 from limbeck.objectives.adversarial import GAN
 from limbeck.objectives.adversary import R1, AdversarialLoss, ApproximateR1, Hinge, NonSaturating, Penalty
+from limbeck.objectives.conditional import PairGAN, StepGAN, StepRegression
 from limbeck.objectives.logits import KD, CrossEntropy, soft_kl
 from limbeck.objectives.preference import *  # noqa: F403
 from limbeck.objectives.score import *  # noqa: F403
@@ -19,8 +20,11 @@ __all__ = [
     "Denoising",
     "Hinge",
     "NonSaturating",
+    "PairGAN",
     "Penalty",
     "Regression",
+    "StepGAN",
+    "StepRegression",
     "pseudo_huber",
     "soft_kl",
 ]

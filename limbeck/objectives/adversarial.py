@@ -147,14 +147,11 @@ class GAN(Objective):
         return tick.look(self.on if eyes is None else "discriminator", seen, eyes).features
 
     def _priced(self, tick: Tick, real: Noised) -> Tensor:
+        def look(x_t: Tensor) -> Mapping[str, Tensor]:
+            return self._features(tick, replace(real, x_t=x_t, key=None))
+
         assert self.penalty is not None
-        rng = tick.rng(("penalty", real.key))
-        if self.penalty.at == "samples":
-            return self.penalty.value(lambda x_t: self._logits(tick, replace(real, x_t=x_t, key=None)), [real.x_t], rng)
-        with torch.no_grad():
-            features = self._features(tick, real)
-        heads = self._discriminator(tick).heads
-        return self.penalty.value(lambda *f: heads(dict(zip(features, f, strict=True))), [*features.values()], rng)
+        return self.penalty.on(real.x_t, look, self._discriminator(tick).heads, tick.rng(("penalty", real.key)))
 
     @staticmethod
     def _discriminator(tick: Tick) -> Discriminator:

@@ -1,7 +1,7 @@
 """What a discriminator and its adversary lose: losses on its logits, and penalties on its slope at real samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,6 +103,23 @@ class Penalty(ABC):
             inputs: tensors [B, …].
             rng: for a penalty that is drawn.
         """
+
+    def on(
+        self, x: Tensor, look: Callable[[Tensor], Mapping[str, Tensor]], heads: Callable[..., Tensor], rng: Rng
+    ) -> Tensor:
+        """The price at samples or at their features, wherever it is taken, [B].
+
+        Args:
+            x: samples, [B, …].
+            look: samples → features by name.
+            heads: features by name → logits.
+            rng: for a penalty that is drawn.
+        """
+        if self.at == "samples":
+            return self.value(lambda x: heads(look(x)), [x], rng)
+        with torch.no_grad():
+            features = look(x)
+        return self.value(lambda *f: heads(dict(zip(features, f, strict=True))), [*features.values()], rng)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from limbeck.diffusion import Karras, euler, like, sample
 from limbeck.engine.loop import distill
 from limbeck.engine.objective import Objective
 from limbeck.engine.optim import SGD
-from limbeck.engine.recipe import Prior, Stage, Trial
+from limbeck.engine.recipe import Claim, Prior, Stage, Trial
 from limbeck.engine.run import run_recipe
 from limbeck.engine.student import Draw
 from limbeck.evaluate.comparison import evaluate, fresh, judge, student_of
@@ -41,6 +41,14 @@ def as_good_as_teacher(trial: Trial) -> float:
     fast = all(got["seconds_per_1000_teacher"] >= 20 * got["seconds_per_1000"] for got in judged)
     same = all(got["accuracy"] >= 0.99 and got["recall"] >= 0.9 * got["recall_teacher"] for got in judged)
     return _ratio(judged) if fast and same else inf
+
+
+AS_GOOD_AS_TEACHER = Claim(
+    text="one step: Fréchet ≤ 1.1 × the teacher's at 35 NFE, recall ≥ 0.9 ×, accuracy ≥ 99 %, ≥ 20 × faster",
+    check=as_good_as_teacher,
+    bound=1.1,
+    on="digits",
+)
 
 
 def _judged(trial: Trial) -> list[dict[str, float]]:

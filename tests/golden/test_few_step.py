@@ -33,6 +33,7 @@ from limbeck import (
     VP,
     VSD,
     ApproximateR1,
+    Backtrack,
     ByRatio,
     Critic,
     Denoiser,
@@ -250,8 +251,12 @@ def noised(process: Process, ratio: Tensor, noise: str, x: Tensor) -> tuple[Tens
 
 
 def backtracking(first: int, *, every: int, steps: int) -> list[tuple[int, int]]:
-    """(step, checkpoint): from the student's end of the path a checkpoint further to the teacher, one each period."""
-    return [(step, first - 100 * (i + 1)) for i, step in enumerate(range(0, steps, every)) if first >= 100 * (i + 1)]
+    """(step, checkpoint) wherever `Backtrack` turns to another target; the teacher is checkpoint 0."""
+    path = tuple(map(str, range(first - 100, -1, -100)))
+    walk = Backtrack(path=path, until=(len(path) - 1) * every / steps)
+    targets = [int(walk.target(step / steps)) for step in range(steps)]
+    turns = [step for step in range(steps) if step == 0 or targets[step] != targets[step - 1]]
+    return [(step, targets[step]) for step in turns]
 
 
 # DMD2

@@ -1,20 +1,28 @@
-"""Who is asked, and about what: other classes, experts behind a router, and the teacher itself."""
+"""Who is asked, about what, and when: other classes, experts behind a router, targets along a path."""
 
 import pytest
 import torch
 
 from limbeck import (
+    CFG,
+    DMD,
+    Backtrack,
+    Critic,
+    CriticOf,
     Dataset,
+    Fake,
     Instead,
     Particles,
     Process,
     Rng,
     Routed,
     SiD,
+    Teacher,
     TeacherDenoising,
     Trained,
+    distill,
 )
-from limbeck.errors import BadSetting
+from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.networks import ResidualMLP
 from tests.oracles.exact import F64, AtRatio, close, descended, every_process, levels, mixture
 
@@ -103,3 +111,43 @@ def test_teacher_denoising_is_zero_at_the_teacher_and_the_mean_of_denoising(proc
     push = 0.25 * torch.linalg.inv(sigma + 0.25 * torch.eye(2, dtype=F64))  # ∂D/∂μ = I − Σ(Σ + r²I)⁻¹
     weight = (0.25 + 0.25) / (0.5 * 0.5) ** 2 / 2  # w(r)/D, at s = ½
     close(away[0], 2 * weight * push.mT @ (push @ torch.ones(2, dtype=F64)))
+
+
+# Targets along a path
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.99])
+def test_the_target_moves_from_the_student_to_the_teacher(progress: float) -> None:
+    walk = Backtrack(path=("path2", "path1", "teacher"), until=0.6)
+    assert walk.target(progress) == {0.0: "path2", 0.3: "path1", 0.99: "teacher"}[progress]
+
+
+def test_a_run_follows_the_path_tick_by_tick() -> None:
+    """Every tick descends what a run towards that target alone would."""
+    who = {"teacher": mixture(0), "path1": mixture(1), "path2": mixture(2), "fixed": mixture(3)}
+    x = Rng(0).normal(32, 2, dtype=F64)
+
+    def losses(real: Backtrack | Teacher) -> list[float]:
+        dmd = DMD(real=real, fake=Teacher(who="fixed"), shape=(), critic_steps=1, guidance=CFG(scale=1.0))
+        run = distill(who, Particles(x), dmd, steps=8, batch=32)
+        return [step.losses["dmd"] for step in run]
+
+    walked = losses(Backtrack(path=("path2", "path1", "teacher"), until=0.5))
+    assert walked[0] == losses(Teacher(who="path2"))[0]
+    assert losses(Backtrack(until=0.5)) == losses(Teacher())
+    assert losses(Backtrack(path=("path2", "teacher"), until=0.0)) == losses(Teacher())
+    assert losses(Backtrack(path=("path2", "teacher"), until=1.0)) == losses(Teacher(who="path2"))
+
+
+def test_a_path_of_unknown_teachers_is_refused() -> None:
+    with pytest.raises(Incompatible, match="a teacher named 'path1'"):
+        descended(DMD(real=Backtrack(path=("path1",))), mixture(0), Particles(torch.zeros(4, 2, dtype=F64)), batch=4)
+    with pytest.raises(BadSetting, match="at least one teacher"):
+        Backtrack(path=())
+
+
+def test_a_critic_starts_as_who_it_should() -> None:
+    who = {"teacher": mixture(0), "other": mixture(1)}
+    for critic, name in ((CriticOf(who="other"), "other"), (Critic(), "teacher")):
+        run = distill(who, Particles(torch.zeros(4, 2, dtype=F64)), DMD(fake=Fake(critic=critic)), steps=1, batch=4)
+        assert torch.equal(run.cast.module("critic").means, who[name].means)

@@ -51,12 +51,14 @@ from limbeck.objectives import (
     Mapped,
     Nearness,
     Onward,
+    PairGAN,
     PerSample,
     PixelClip,
     Reward,
     ScoreDistillation,
     Segment,
     SiD,
+    StepGAN,
     Teacher,
     VariationalDistributionMapping,
     Zero,
@@ -129,7 +131,7 @@ def labels(rows: int = ROWS) -> Tensor:
 
 def batches(kind: Kind) -> Source:
     """Data with every field that some objective asks for."""
-    return Dataset(x=points(kind), cond=labels(), y=labels(), noise=points(kind).flip(0))
+    return Dataset(x=points(kind), cond=labels(), y=labels(), noise=points(kind).flip(0), other=labels().flip(0))
 
 
 def cameras(kind: Kind) -> Tensor:
@@ -191,6 +193,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "PSO, online": lambda: PSO(preference=Direction()),
     "GAN, hinge and R1": lambda: GAN(on="teacher", loss=Hinge(), penalty=R1(), apart=True),
     "GAN, approximate R1 on features": lambda: GAN(penalty=ApproximateR1(at="features")),
+    "PairGAN, mismatched and priced": lambda: PairGAN(mismatch=True, penalty=R1(), critic_steps=2),
+    "StepGAN, relaxed": lambda: StepGAN(relaxed=True, on="teacher", between=1),
     "Consistency, without a teacher": lambda: Consistency(teacher=False),
     "Consistency, moving average": lambda: Consistency(target=EMA(decay=0.9)),
     "KD, without labels": lambda: KD(alpha=1.0),

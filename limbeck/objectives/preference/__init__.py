@@ -1,5 +1,6 @@
 """Objectives that follow a preference: rewards that are climbed, and pairs that are ranked."""
 
+from limbeck.objectives.preference.dpo import DistillationDPO
 from limbeck.objectives.preference.measured import Measured
 from limbeck.objectives.preference.pairs import PSO, pair_margin, transition_ratio
 from limbeck.objectives.preference.reward import Reward, ascent
@@ -8,6 +9,7 @@ from limbeck.objectives.preference.rewards import Direction, Nearness, Preferenc
 __all__ = [
     "PSO",
     "Direction",
+    "DistillationDPO",
     "Measured",
     "Nearness",
     "Preference",

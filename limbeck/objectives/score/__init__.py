@@ -2,6 +2,7 @@
 
 from limbeck.objectives.score.adapted import Adapted
 from limbeck.objectives.score.asynchronous import ASD, Shifted
+from limbeck.objectives.score.backtrack import Backtrack, CriticOf
 from limbeck.objectives.score.balanced import BalancedScoreDistillation, shortest
 from limbeck.objectives.score.consistent import CDS, Stepped
 from limbeck.objectives.score.critic import Critic, Critical, denoising
@@ -79,10 +80,12 @@ __all__ = [
     "Adapted",
     "Added",
     "Attached",
+    "Backtrack",
     "BalancedScoreDistillation",
     "ByRatio",
     "Corrected",
     "Critic",
+    "CriticOf",
     "Critical",
     "DiffRatio",
     "Distance",

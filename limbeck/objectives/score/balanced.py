@@ -27,7 +27,7 @@ def shortest(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         One vector per example, [B, …].
 
-    Source: Désidéri 2012, multiple-gradient descent; for two gradients Sener & Koltun 2018, arXiv 1810.04650, eq. 6.
+    Source: Désidéri 2012, multiple-gradient descent; of two Sener & Koltun 2018, arXiv 1810.04650, algorithm 1.
 
     >>> shortest(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     tensor([[1., 1.]])
@@ -54,7 +54,7 @@ class BalancedScoreDistillation(ScoreDistillation):
     Raises:
         BadSetting: a ratio below 0.
 
-    Source: PlacidDreamer, Huang et al. 2024, arXiv 2407.13976, sec. 4.2; w = α is that of the released code.
+    Source: PlacidDreamer, Huang et al. 2024, arXiv 2407.13976; w = α is that of the released code.
 
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher, student = GaussianMixture(means=torch.ones(1, 2), std=0.5), Particles(torch.zeros(8, 2))

@@ -27,7 +27,7 @@ class Stepped(Part):
         to: r as a fraction of the process's clock, a number or a schedule; never noisier than t.
         guidance: in the place of the objective's.
 
-    Source: Consistent3D, arXiv 2401.09050, eq. 10.
+    Source: Consistent3D, arXiv 2401.09050.
 
     >>> Stepped(to=0.1)
     Stepped(to=0.1, guidance=None)
@@ -56,7 +56,7 @@ class CDS(ScoreDistillation):
 
     Args: those of `ScoreDistillation`; Consistent3D takes ``guidance=CFG(scale=101)``, going down to 51.
 
-    Source: Wu et al. 2024, arXiv 2401.09050, eq. 9 and 10, with w = 1 as in the released settings.
+    Source: Wu et al. 2024, arXiv 2401.09050, with w = 1 as in the released settings.
 
     >>> import torch
     >>> from limbeck import GaussianMixture, Particles, distill

@@ -32,7 +32,7 @@ class DomainScoreDistillation(ScoreDistillation):
     Raises:
         BadSetting: a weight below 0, or none above.
 
-    Source: DreamPolish, Cheng et al. 2024, arXiv 2411.01602, sec. 3.3, which gives the two guidances separate weights;
+    Source: DreamPolish, Cheng et al. 2024, arXiv 2411.01602, which gives the two guidances separate weights;
     the form with a third, for SDS, is ours.
 
     >>> from limbeck import GaussianMixture, Particles, distill

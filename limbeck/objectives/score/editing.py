@@ -31,7 +31,7 @@ class Sourced(Part):
     Raises:
         Incompatible: no such source, or one that draws no samples.
 
-    Source: delta denoising score, arXiv 2304.07090, eq. 4.
+    Source: delta denoising score, arXiv 2304.07090.
 
     >>> Sourced().who
     'source'
@@ -71,7 +71,7 @@ class DDS(ScoreDistillation):
     Raises:
         Incompatible: no teacher named ``source`` that draws samples; see `Sourced`.
 
-    Source: Hertz et al. 2023, arXiv 2304.07090, eq. 4, with w = 1.
+    Source: Hertz et al. 2023, arXiv 2304.07090, with w = 1.
 
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher = GaussianMixture(means=torch.eye(2), std=0.1, labels=torch.arange(2))
@@ -122,7 +122,7 @@ class PDS(DDS):
 
     Args: those of `DDS`; ``weight=Posterior(stride=...)`` says how far r is below t.
 
-    Source: Koo et al. 2023, arXiv 2311.13831, eq. 9 and 12.
+    Source: Koo et al. 2023, arXiv 2311.13831; that the weight is this one follows from the posterior.
 
     >>> PDS().weight
     Posterior(sigma=2.0, alpha=0.0, stride=0.001)

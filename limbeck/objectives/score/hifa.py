@@ -25,7 +25,7 @@ class RootAnnealed(Times):
     Raises:
         BadSetting: a fraction outside [0, 1].
 
-    Source: HiFA, arXiv 2305.18766, eq. 8.
+    Source: HiFA, arXiv 2305.18766.
 
     >>> from limbeck.diffusion import VP
     >>> [round(RootAnnealed().at(torch.zeros(1), VP(), p).item(), 2) for p in (0.0, 0.25, 1.0)]
@@ -60,7 +60,7 @@ class HiFA(ScoreDistillation):
         BadSetting: λ below 0.
         Incompatible: no teacher of that name, or one that maps nothing.
 
-    Source: Zhu et al. 2023, arXiv 2305.18766, eq. 7 and 8.
+    Source: Zhu et al. 2023, arXiv 2305.18766.
 
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher = {"teacher": GaussianMixture(means=torch.ones(1, 2), std=0.5), "decoder": nn.Linear(2, 5)}

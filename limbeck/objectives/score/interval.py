@@ -28,7 +28,7 @@ class Midway(Part):
         BadSetting: γ outside [0, 1].
         Incompatible: samples that no path led to.
 
-    Source: Dreamer XL, arXiv 2405.11252, sec. 3.2.
+    Source: Dreamer XL, arXiv 2405.11252.
 
     >>> Midway().gamma
     1.0
@@ -67,7 +67,7 @@ class ISM(ScoreDistillation):
 
     Args: those of `ScoreDistillation`; LucidDreamer takes ``guidance=CFG(scale=7.5)`` and gaps of 0.1 down to 0.08.
 
-    Source: Liang et al. 2023, arXiv 2311.11284, eq. 17 and algorithm 1; σ/α is the weight of the released code.
+    Source: Liang et al. 2023, arXiv 2311.11284, algorithm 1; σ/α is the weight of the released code.
 
     >>> import torch
     >>> from limbeck import GaussianMixture, Particles, distill
@@ -90,7 +90,7 @@ class TSM(ScoreDistillation):
 
     Args: those of `ScoreDistillation`; Dreamer XL takes ``guidance=CFG(scale=7.5)`` and clips each pixel's gradient.
 
-    Source: Miao et al. 2024, arXiv 2405.11252, eq. 12.
+    Source: Miao et al. 2024, arXiv 2405.11252.
 
     >>> TSM().fake.gamma
     0.3

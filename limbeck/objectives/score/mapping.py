@@ -136,7 +136,7 @@ class VariationalDistributionMapping(ScoreDistillation):
     Args: those of `ScoreDistillation`; ``fake=Mapped(shape=...)`` is needed, DreamMapping takes
     ``guidance=CFG(scale=7.5)``.
 
-    Source: Cai et al. 2024, arXiv 2409.05099, sec. 4.
+    Source: Cai et al. 2024, arXiv 2409.05099.
 
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher, student = GaussianMixture(means=torch.ones(1, 2), std=0.5), Particles(torch.zeros(8, 2))

@@ -16,7 +16,7 @@ class NFSD(ScoreDistillation):
 
     Args: those of `ScoreDistillation`; the label of n is in ``fake``.
 
-    Source: Katzir et al. 2023, arXiv 2310.17590, eq. 8, at t = 200 of 1 000 and with s = 7.5.
+    Source: Katzir et al. 2023, arXiv 2310.17590, at t = 200 of 1 000 and with s = 7.5.
 
     >>> NFSD().fake.above
     Teacher(guidance=Negative(scale=0.0, label=0), who='teacher')
@@ -35,7 +35,7 @@ class SDSBridge(ScoreDistillation):
     Args: those of `ScoreDistillation`; the label of n is in ``fake``, ``guidance`` has nothing to guide here. The
     authors multiply it by 30.
 
-    Source: McAllister et al. 2024, arXiv 2406.09417, sec. 4.3.
+    Source: McAllister et al. 2024, arXiv 2406.09417.
 
     >>> SDSBridge().fake
     Teacher(guidance=Negative(scale=0.0, label=0), who='teacher')

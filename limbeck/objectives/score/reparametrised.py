@@ -19,7 +19,7 @@ class SDI(ScoreDistillation):
 
     Args: those of `ScoreDistillation`; the authors take ``guidance=CFG(scale=8.5)``, 7.5 as they count.
 
-    Source: Lukoianov et al. 2024, arXiv 2405.15891, eq. 9 and algorithm 1.
+    Source: Lukoianov et al. 2024, arXiv 2405.15891.
 
     >>> SDI().noise.guidance
     CFG(scale=-6.5)

@@ -43,7 +43,7 @@ class StableScoreDistillation(ScoreDistillation):
     Raises:
         BadSetting: a level outside [0, 1].
 
-    Source: Tang et al. 2023, arXiv 2312.09305, sec. 4.4; released code of third parties divides κ by ‖ε‖ instead.
+    Source: Tang et al. 2023, arXiv 2312.09305; released code of third parties divides κ by ‖ε‖ instead.
 
     >>> from limbeck import GaussianMixture, Particles, distill
     >>> teacher = GaussianMixture(means=torch.eye(2), std=0.5, labels=torch.arange(2))

@@ -59,9 +59,9 @@ def recipe(problem: Generative, steps: int = 600) -> Recipe:
         stages=(stage,),
         paper=Paper("2411.01602", "Cheng et al. 2024"),
         claim=Claim(
-            text="doubt about the class is at most 0.7 × that of VSD, and variance nearer the teacher's than with SDS",
+            text="doubt about the class is at most 0.4 × that of VSD, and variance nearer the teacher's than with SDS",
             check=surer,
-            bound=0.7,
+            bound=0.4,
             on="mixture2d",
         ),
     )
