@@ -10,6 +10,7 @@ from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.schedule import Cosine, Linear, Schedule
 from limbeck.engine.settings import override, plain, settings
 from limbeck.engine.student import Draw, Grows, Rows, Student
+from limbeck.engine.taps import Taps, find, tap
 from limbeck.engine.tick import Noised, Tick
 
 __all__ = [
@@ -46,13 +47,16 @@ __all__ = [
     "Step",
     "Student",
     "Sum",
+    "Taps",
     "Target",
     "Term",
     "Tick",
     "Trial",
     "distill",
+    "find",
     "override",
     "plain",
     "run_recipe",
     "settings",
+    "tap",
 ]

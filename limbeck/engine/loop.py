@@ -19,6 +19,7 @@ from limbeck.engine.schedule import value_at
 from limbeck.engine.student import Grows
 from limbeck.engine.tick import Place, Tick, put_buffers
 from limbeck.errors import BadSetting, Diverged, Incompatible, in_range
+from limbeck.rng import Rng
 
 PATIENCE = 10
 """So many updates in a row may have a non-finite loss or gradient before a run ends."""
@@ -96,7 +97,14 @@ def distill(
     students = student if isinstance(student, Mapping) else {"student": student}
     optims = {"default": optim} if isinstance(optim, Optim) else optim or {}
     return Run(
-        Cast(teachers, students, optims, (source := as_source(data)).fields, _names(seed)),
+        Cast(
+            teachers,
+            students,
+            optims,
+            (source := as_source(data)).fields,
+            _names(seed),
+            lambda: source.take(2, Rng((*_names(seed), "example"))),
+        ),
         objective,
         source,
         steps=steps,

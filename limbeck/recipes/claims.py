@@ -18,7 +18,7 @@ from limbeck.engine.student import Draw
 from limbeck.evaluate.comparison import evaluate, fresh, judge, student_of
 from limbeck.evaluate.metrics import sliced_wasserstein
 from limbeck.objectives import CrossEntropy
-from limbeck.problems.problem import Generative, Problem
+from limbeck.problems.problem import Classification, Generative, Problem
 from limbeck.rng import Rng, seeded
 from limbeck.students import FromNoise, Particles, Trajectory
 from limbeck.teachers import GaussianMixture
@@ -74,6 +74,22 @@ def error_ratio(trial: Trial) -> float:
     baseline = run_recipe(replace(trial.recipe, stages=tuple(plain)), trial.problem, seed=trial.seed)
     errors = [1 - trial.problem.accuracy(student) for student in (trial.student, baseline.student)]
     return errors[0] / max(errors[1], 1 / len(trial.problem.heldout[1]))
+
+
+def error(student: nn.Module, problem: Classification, seed: int) -> float:
+    """The held-out error, counting at least one example as wrong."""
+    return max(1 - problem.accuracy(student), 1 / len(problem.heldout[1]))
+
+
+def beats(*objectives: Objective) -> Callable[[Trial], float]:
+    """The held-out error over the least of the same stages trained by each of these objectives instead."""
+
+    def check(trial: Trial) -> float:
+        others = [rerun(trial, lambda stage, o=objective: replace(stage, objective=o)) for objective in objectives]
+        ours, *theirs = (error(student, trial.problem, trial.seed) for student in (trial.student, *others))
+        return ours / min(theirs)
+
+    return check
 
 
 def mode_distance(trial: Trial) -> float:

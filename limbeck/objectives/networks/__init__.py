@@ -1,0 +1,42 @@
+"""What compares two networks that map inputs to outputs: their logits, their features, and relations of features."""
+
+from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
+from limbeck.objectives.networks.features import FitNets, OnFeatures, mean_square
+from limbeck.objectives.networks.logits import (
+    KD,
+    CrossEntropy,
+    JensenShannonKD,
+    OnLogits,
+    jensen_shannon,
+    soft_kl,
+)
+from limbeck.objectives.networks.perception import LumiNet, perceived
+from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same
+from limbeck.objectives.networks.ranking import PLD, plackett_luce
+from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
+
+__all__ = [
+    "DKD",
+    "KD",
+    "PLD",
+    "CrossEntropy",
+    "FitNets",
+    "JensenShannonKD",
+    "LumiNet",
+    "OnFeatures",
+    "OnLogits",
+    "Orthogonal",
+    "Projection",
+    "Projector",
+    "Same",
+    "SinKD",
+    "jensen_shannon",
+    "mean_square",
+    "perceived",
+    "plackett_luce",
+    "rest_kl",
+    "sinkhorn",
+    "sinkhorn_distance",
+    "soft_kl",
+    "target_kl",
+]
