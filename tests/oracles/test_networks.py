@@ -1,5 +1,6 @@
 """Objectives on logits and features against sums written out, brute force, and what must not change them."""
 
+import copy
 import math
 from itertools import permutations
 
@@ -13,7 +14,10 @@ from torch.nn import functional as F
 from limbeck import (
     DKD,
     KD,
+    OFA,
     PLD,
+    SGD,
+    BalancedDivergence,
     CrossEntropy,
     Dataset,
     FitNets,
@@ -22,11 +26,17 @@ from limbeck import (
     Projection,
     Rng,
     SinKD,
+    adaptive_target,
+    balanced_kl,
+    confidence_weights,
     distill,
+    entropy,
     jensen_shannon,
     perceived,
+    permuted,
     plackett_luce,
     rest_kl,
+    reverse_kl,
     sinkhorn,
     sinkhorn_distance,
     soft_kl,
@@ -297,3 +307,123 @@ def test_tokens_of_a_map_are_its_places_row_by_row() -> None:
     x = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
     tokens = resized(x, torch.Size((2, 16, 9)))
     assert torch.equal(tokens[:, 5], x[:, :, 1, 1]) and torch.equal(resized(tokens, torch.Size((2, 9, 4, 4))), x)
+
+
+# OFA
+
+
+@seeds
+@temperatures
+def test_ofa_at_one_is_soft_cross_entropy(seed: int, temperature: float) -> None:
+    s, t, y = logits(seed)
+    soft = -((t / temperature).softmax(1) * (s / temperature).log_softmax(1)).sum(1)
+    close(adaptive_target(s, t, y, temperature=temperature), soft, 1e-12)
+
+
+@seeds
+def test_ofa_counts_the_label_more_as_its_exponent_grows(seed: int) -> None:
+    """The weight of −ln p_y is (p_y + 1)^γ − 1, that of another class p_c^γ, each written out."""
+    s, t, y = logits(seed)
+    p = t.softmax(1)
+    last = torch.zeros(len(y), dtype=F64)
+    for gamma in (1.0, 1.2, 1.5, 2.0):
+        (g,) = gradient(lambda z: adaptive_target(s + z, t, y, gamma=gamma).sum(), torch.zeros_like(s))  # noqa: B023
+        weights = p**gamma
+        weights[range(6), y] = (p[range(6), y] + 1) ** gamma - 1
+        close(g, weights.sum(1, keepdim=True) * s.softmax(1) - weights)
+        assert (weights[range(6), y] > last).all()
+        last = weights[range(6), y]
+
+
+def test_exits_learn_and_are_told_apart() -> None:
+    teacher, student, data = nets()
+    run = distill(teacher, student, OFA(taps=("0", "1"), gamma=(1.2, 1.4)), data, steps=2, batch=8)
+    before = [p.detach().clone() for p in run.cast.roles["exits"].module.parameters()]
+    run.finish()
+    after = run.cast.roles["exits"].module.parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    with pytest.raises(BadSetting, match="OFA needs an exponent for each of 2 taps, got 1"):
+        OFA(taps=("0", "1"), gamma=(1.2,))
+
+
+# Born-again
+
+
+@seeds
+def test_permuting_keeps_the_greatest_and_the_set(seed: int) -> None:
+    p = logits(seed, n=64)[1].softmax(1)
+    moved = permuted(p, Rng(("order", seed)).uniform(*p.shape))
+    first = p.argmax(1, keepdim=True)
+    assert torch.equal(moved.gather(1, first), p.gather(1, first))
+    assert torch.equal(moved.sort(1).values, p.sort(1).values) and not torch.equal(moved, p)
+
+
+def test_every_order_of_the_rest_is_as_likely() -> None:
+    p = tensor([0.4, 0.3, 0.2, 0.1]).expand(24_000, 4)
+    moved = permuted(p, Rng("orders").uniform(24_000, 4))
+    counts = moved[:, 1:].unique(dim=0, return_counts=True)[1]
+    assert len(counts) == 6 and (counts.double() / 4000 - 1).abs().max() < 5 / 4000**0.5
+
+
+@seeds
+def test_confidence_weights_sum_to_one_and_are_even_for_an_even_teacher(seed: int) -> None:
+    _, t, _ = logits(seed)
+    weights = confidence_weights(t)
+    close(weights.sum(), tensor(1.0)[0], 1e-12)
+    close(weights, t.softmax(1).amax(1) / t.softmax(1).amax(1).sum())
+    close(confidence_weights(t[0].repeat(6, 1).roll(0, 1)), torch.full((6,), 1 / 6, dtype=F64))
+
+
+def test_a_born_again_line_is_ridge_regression_of_its_own_shrinkage() -> None:
+    """In the linear case generation k multiplies each singular direction by (s²/(s² + λ))^k of the first targets."""
+    rng, ridge = Rng("lines"), 3.0
+    x, y = rng.normal(30, 4, dtype=F64), rng.normal(30, 1, dtype=F64)
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    target = y
+    for k in range(1, 4):
+        w = torch.linalg.solve(x.T @ x + ridge * torch.eye(4, dtype=F64), x.T @ target)
+        target = x @ w  # what the next generation learns from
+        close(target, u @ ((s**2 / (s**2 + ridge)) ** k)[:, None].mul(u.T @ y), 1e-10)
+
+
+# Online
+
+
+@seeds
+def test_balanced_divergence_is_the_mean_of_both_at_equal_entropies(seed: int) -> None:
+    _, t, _ = logits(seed)
+    s = t.roll(1, 1)  # the same entropies
+    close(balanced_kl(s, t), soft_kl(s, t) + reverse_kl(s, t))
+    close(reverse_kl(s, t), soft_kl(t, s))
+
+
+@seeds
+def test_a_surer_student_is_spread_by_the_reverse_divergence(seed: int) -> None:
+    s, t, _ = logits(seed)
+    t = t / 8
+    forward, reverse = soft_kl(8 * s, t), reverse_kl(8 * s, t)
+    a = (entropy(t) - entropy(8 * s)).sigmoid()
+    assert (a > 0.5).all()
+    close(balanced_kl(8 * s, t), 2 * ((1 - a) * forward + a * reverse))
+
+
+def test_peers_learn_from_where_the_other_stood() -> None:
+    """Both gradients are those of the losses written out at the tick's start, and neither moves the other."""
+    _, one, data = nets()
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(-1.3)
+    x = data.take(8, Rng((0, 0, "data"), part=slice(0, 8), total=8))
+    s, t = one(x["x"]), other(x["x"])
+    hard = [F.cross_entropy(z, x["y"]) for z in (s, t)]
+    goals = [hard[0] + balanced_kl(s, t).mean(), hard[1] + reverse_kl(t, s).mean()]
+    wanted = [torch.autograd.grad(goal, [*net.parameters()]) for goal, net in zip(goals, (one, other), strict=True)]
+    run = distill(
+        None, {"student": one, "peer": other}, BalancedDivergence(), data, steps=1, batch=8, optim=SGD(lr=1.0)
+    )
+    before = [[p.detach().clone() for p in net.parameters()] for net in (one, other)]
+    run.finish()
+    for net, start, grads in zip((one, other), before, wanted, strict=True):
+        for p, a, g in zip(net.parameters(), start, grads, strict=True):
+            close(a - p.detach(), g, 1e-10)
