@@ -120,7 +120,7 @@ class ConvNet(nn.Module):
 
 
 class ViT(nn.Module):
-    """A small vision transformer on square images [B, 1, S, S], read out by its class token, the first.
+    """A small vision transformer on square images [B, 1, S, S], read out by the mean of its tokens.
 
     Args:
         size: S.
@@ -130,7 +130,7 @@ class ViT(nn.Module):
         blocks: how many.
         heads: of the attention.
 
-    Source: Dosovitskiy et al. 2020, arXiv 2010.11929.
+    Source: Dosovitskiy et al. 2020, arXiv 2010.11929, without its class token.
 
     >>> ViT(size=8, classes=10, blocks=1)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
@@ -139,8 +139,7 @@ class ViT(nn.Module):
     def __init__(self, *, size: int, classes: int, patch: int = 2, width: int = 32, blocks: int = 3, heads: int = 4):
         super().__init__()
         self.stem = nn.Conv2d(1, width, patch, stride=patch)
-        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.places = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2 + 1, width))
+        self.places = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
         layers = (
             nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, F.gelu, 1e-5, True, True) for _ in range(blocks)
         )
@@ -150,9 +149,8 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 1, S, S]."""
-        tokens = self.stem(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.places
-        return self.head(self.norm(self.blocks(tokens))[:, 0])
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
 
 
 class Mixer(nn.Module):
