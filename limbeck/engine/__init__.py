@@ -1,6 +1,6 @@
 """How a distillation runs: roles, terms, ticks, and the one loop."""
 
-from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Source
+from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Mixup, Source
 from limbeck.engine.loop import Run, Step, distill
 from limbeck.engine.objective import Loss, Objective, Scaled, Sum, Term
 from limbeck.engine.optim import EMA, SGD, Adam, Optim, RAdam
@@ -29,6 +29,7 @@ __all__ = [
     "Loss",
     "Make",
     "Mixed",
+    "Mixup",
     "Noised",
     "Objective",
     "Optim",

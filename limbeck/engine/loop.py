@@ -145,8 +145,9 @@ class Run:
         cast.check_optim()
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         self._refuse_coupled()
-        if not any(set(term.roles) & set(cast.students) and term.weight != 0 for term in self.terms):
-            raise Incompatible("a run", need="a loss that trains the student", got="none of weight above 0")
+        for name in cast.students:
+            if not any(name in term.roles and term.weight != 0 for term in self.terms):
+                raise Incompatible("a run", need=f"a loss that trains the {name}", got="none of weight above 0")
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
         self.skipped = 0

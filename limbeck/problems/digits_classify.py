@@ -17,7 +17,8 @@ from limbeck.rng import Rng, seeded
 class DigitsClassify(Classification):
     """The digits' classifier, which saw all 1 300 images, teaches a perceptron of 32 hidden units on 50 of them.
 
-    Teacher and student see the same randomly moved, turned and scaled views.
+    Teacher and student see the same randomly moved, turned and scaled views. ``rows`` says which of all images have
+    labels, ``unlabelled`` is all of them, [1300, 1, 8, 8].
 
     >>> problem = DigitsClassify()
     >>> problem.train[1].bincount().tolist(), problem.accuracy(problem.teacher) > 0.99
@@ -31,6 +32,7 @@ class DigitsClassify(Classification):
         x, y, heldout_x, heldout_y = split()
         order = Rng((self.name,)).uniform(len(y)).argsort()
         chosen = torch.cat([order[y[order] == k][:per_class] for k in range(10)])
+        self.rows, self.unlabelled = chosen, x
         self.train, self.heldout = (x[chosen], y[chosen]), (heldout_x, heldout_y)
 
     @cached_property

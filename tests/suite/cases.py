@@ -29,6 +29,7 @@ from limbeck.objectives import (
     GAN,
     KD,
     L2,
+    OFA,
     PSO,
     R1,
     SDS,
@@ -151,7 +152,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     },
 }
 
-STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
+STUDENTS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "FewStep": lambda kind: FewStep(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "OneStep": lambda kind: OneStep(trained(kind), shape=(2,)),
     "RandomEta": lambda kind: RandomEta(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
@@ -162,6 +163,7 @@ STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
     "Views": lambda kind: Views(points(kind)[0], cameras(kind)),
     "Denoiser": trained,
     "Classifier": classifier,
+    "Two classifiers": lambda kind: {"student": classifier(kind), "peer": classifier(kind)},
 }
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -199,6 +201,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "KD, without labels": lambda: KD(alpha=1.0),
     "KD, cold": lambda: KD(temperature=1.0),
     "FitNets": lambda: FitNets(pairs={"0": "0"}),
+    "OFA": lambda: OFA(taps=("0", "3:in"), temperature=2.0),
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
     "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
 }
