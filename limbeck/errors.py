@@ -51,4 +51,15 @@ def in_range(name: str, value: float, lo: float = float("-inf"), hi: float = flo
     raise BadSetting(f"{name} must be {bound}, got {value:g}.")
 
 
+def above_zero(name: str, value: float) -> None:
+    """Raises `BadSetting` unless the value is above 0.
+
+    >>> above_zero("temperature", 0)
+    Traceback (most recent call last):
+    limbeck.errors.BadSetting: temperature must be above 0, got 0.
+    """
+    if not value > 0:
+        raise BadSetting(f"{name} must be above 0, got {value:g}.")
+
+
 __all__ = ["BadFile", "BadSetting", "Diverged", "Failed", "Incompatible", "LimbeckError"]

@@ -32,9 +32,9 @@ class Denoiser(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Seen:
-    """What one pass gave: x0 (or None if it left early) and the feature maps that were asked for, by name."""
+    """What one pass gave: its output, x0 or logits (None if it left early), and the features asked for, by name."""
 
-    x0: Tensor | None
+    out: Tensor | None
     features: Mapping[str, Tensor]
 
 

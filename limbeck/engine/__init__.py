@@ -1,6 +1,6 @@
 """How a distillation runs: roles, terms, ticks, and the one loop."""
 
-from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Source
+from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Mixup, Source
 from limbeck.engine.loop import Run, Step, distill
 from limbeck.engine.objective import Loss, Objective, Scaled, Sum, Term
 from limbeck.engine.optim import EMA, SGD, Adam, Optim, RAdam
@@ -10,6 +10,7 @@ from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.schedule import Cosine, Linear, Schedule
 from limbeck.engine.settings import override, plain, settings
 from limbeck.engine.student import Draw, Grows, Rows, Student
+from limbeck.engine.taps import Taps, find, tap
 from limbeck.engine.tick import Noised, Tick
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Loss",
     "Make",
     "Mixed",
+    "Mixup",
     "Noised",
     "Objective",
     "Optim",
@@ -46,13 +48,16 @@ __all__ = [
     "Step",
     "Student",
     "Sum",
+    "Taps",
     "Target",
     "Term",
     "Tick",
     "Trial",
     "distill",
+    "find",
     "override",
     "plain",
     "run_recipe",
     "settings",
+    "tap",
 ]

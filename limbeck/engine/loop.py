@@ -19,6 +19,7 @@ from limbeck.engine.schedule import value_at
 from limbeck.engine.student import Grows
 from limbeck.engine.tick import Place, Tick, put_buffers
 from limbeck.errors import BadSetting, Diverged, Incompatible, in_range
+from limbeck.rng import Rng
 
 PATIENCE = 10
 """So many updates in a row may have a non-finite loss or gradient before a run ends."""
@@ -96,7 +97,14 @@ def distill(
     students = student if isinstance(student, Mapping) else {"student": student}
     optims = {"default": optim} if isinstance(optim, Optim) else optim or {}
     return Run(
-        Cast(teachers, students, optims, (source := as_source(data)).fields, _names(seed)),
+        Cast(
+            teachers,
+            students,
+            optims,
+            (source := as_source(data)).fields,
+            _names(seed),
+            lambda: source.take(2, Rng((*_names(seed), "example"))),
+        ),
         objective,
         source,
         steps=steps,
@@ -137,8 +145,9 @@ class Run:
         cast.check_optim()
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         self._refuse_coupled()
-        if not any(set(term.roles) & set(cast.students) and term.weight != 0 for term in self.terms):
-            raise Incompatible("a run", need="a loss that trains the student", got="none of weight above 0")
+        for name in cast.students:
+            if not any(name in term.roles and term.weight != 0 for term in self.terms):
+                raise Incompatible("a run", need=f"a loss that trains the {name}", got="none of weight above 0")
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
         self.skipped = 0

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.diffusion.denoiser import Denoiser
+from limbeck.diffusion.denoiser import Denoiser, Seen
+from limbeck.engine.data import Batch
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.student import Grows, Rows, Student
+from limbeck.engine.taps import Pick, Taps, find, first_tensor
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.rng import seeded
+from limbeck.tree import Tree, tree_map
 
 M = TypeVar("M", bound=nn.Module)
 K = TypeVar("K", bound="Tensor | nn.Module")
@@ -137,8 +140,10 @@ class Cast:
         optim: how each role learns; ``"default"`` is for those not named.
         fields: what the data brings with each batch.
         seed: names that seed the initialisation of roles.
+        example: makes a few rows of the data, to size by them what depends on shapes.
 
     Attributes:
+        taps: features of networks that some loss asked for, by role or teacher; see `tap`.
         watched: (role, key of noised samples) pairs whose features some loss wants, so that x0 and features are one
             pass; see `Tick.look`.
     """
@@ -150,6 +155,7 @@ class Cast:
         optim: Mapping[str, Optim],
         fields: frozenset[str] = frozenset(),
         seed: tuple[object, ...] = (0,),
+        example: Callable[[], Batch] = dict,
     ):
         self.teachers, self.fields, self._optim, self._seed = dict(teachers), fields, optim, seed
         for teacher in self.teachers.values():
@@ -161,6 +167,8 @@ class Cast:
         self.targets: dict[str, Target] = {}
         self.kept: dict[str, Tensor | nn.Module] = {}
         self.watched: set[tuple[str, object]] = set()
+        self.taps: dict[str, Taps] = {}
+        self._example = example
         self.students = {name: self.role(name, lambda m=module: m).module for name, module in students.items()}
 
     @property
@@ -204,6 +212,41 @@ class Cast:
             got, fit = ", ".join(map(repr, self.teachers)) or "none", f'teacher={{"teacher": ..., "{who}": ...}}'
             raise Incompatible(type(by).__name__, need=f"a teacher named {who!r}", got=got, fit=fit)
         return self.module(who)
+
+    def tap(self, who: str, *picks: Pick, by: object) -> tuple[str, ...]:
+        """Has features of a network read in every pass that `Tick.answer` makes; returns their names.
+
+        Raises:
+            Incompatible: no such submodule.
+        """
+        module = self.need_network(who, by)
+        names, before = find(module, *picks), self.taps.pop(who, None)
+        self.taps[who] = Taps(module, tuple(dict.fromkeys((*(before.names if before else ()), *names))))
+        if before:
+            before.remove()
+        return names
+
+    def ask(self, who: str, x: Tree) -> Seen:
+        """One pass of a network: its output, and the features that are tapped."""
+        module, taps = self.module(who), self.taps.get(who)
+        if taps is None:
+            return Seen(_output(module, x), {})
+        with taps:
+            out = _output(module, x)
+            return Seen(out, dict(taps))
+
+    @torch.no_grad()
+    def dry(self, who: str) -> Seen:
+        """What a network puts out for a few rows of the data, which leaves no trace in it."""
+        module = self.module(who)
+        p = next(module.parameters(), None)
+        x = tree_map(lambda x: x if p is None else x.to(p.device), self._example()["x"])
+        was = module.training
+        module.eval()
+        try:
+            return self.ask(who, x)
+        finally:
+            module.train(was)
 
     def need_fields(self, *names: str, by: object) -> None:
         """Raises `Incompatible` unless every batch brings these fields."""
@@ -322,6 +365,12 @@ def _put(module: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     setattr(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=getattr(owner, leaf).requires_grad))
+
+
+def _output(module: nn.Module, x: Tree) -> Tensor:
+    """What a network puts out, or the logits in it; inputs by name are keyword arguments, as transformers has them."""
+    out = module(**x) if isinstance(x, Mapping) else module(x)
+    return first_tensor(getattr(out, "logits", out))
 
 
 def _copy(module: nn.Module) -> nn.Module:

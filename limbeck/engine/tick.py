@@ -16,7 +16,7 @@ from limbeck.engine.roles import Cast
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
 from limbeck.rng import Rng, seeded
-from limbeck.tree import Tree
+from limbeck.tree import Tree, tree_leaves
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Tick:
 
     def denoise(self, who: str, noised: Noised, guidance: Guidance | None = None, *, grad: bool = False) -> Tensor:
         """x0 predicted by a teacher or role, shape of x_t; detached unless ``grad``."""
-        x0 = self._pass(who, noised, guidance, grad=grad).x0
+        x0 = self._pass(who, noised, guidance, grad=grad).out
         assert x0 is not None
         return x0 if grad else x0.detach()
 
@@ -196,15 +196,44 @@ class Tick:
         guidance = guidance and guidance.at(self.rng(("guidance", guidance), shared=True))
         watched = guidance is None and (who, noised.key) in self.cast.watched
         mark = (who in self.trains, noised.x_t.requires_grad) if grad or watched else (False, False)
-        key = (who, noised.key, guidance)
+        key = object() if noised.key is None else (who, noised.key, guidance)
+
+        def make() -> Seen:
+            with self.seeded(("denoise", who, noised.key)):
+                return self._ask(who, noised if mark[1] else noised.detached(), guidance, features=watched)
+
+        return self._once(key, who, mark, make)
+
+    def _once(self, key: Hashable, who: str, mark: tuple[bool, bool], make: Callable[[], Seen]) -> Seen:
+        """A pass with gradients for the role's parameters and for what it is asked at, as marked, or without any."""
         for (known, other), cut in self._cuts.items():
-            if known == key and noised.key is not None and mark in (other, (False, False)):
+            if known == key and mark in (other, (False, False)):
                 return cut.seen if any(mark) else cut.detached()
-        with self.seeded(("denoise", who, noised.key)), torch.set_grad_enabled(any(mark)):
-            seen = self._ask(who, noised if mark[1] else noised.detached(), guidance, features=watched)
+        with torch.set_grad_enabled(any(mark)):
+            seen = make()
         cut = Cut.of(seen, (who,) if mark[0] else self.trains, grad=any(mark))
-        self._cuts[key if noised.key is not None else (key, object()), mark] = cut
+        self._cuts[key, mark] = cut
         return cut.seen
+
+    def answer(self, who: str, x: Tree = None, key: Hashable = "x") -> Seen:
+        """Output and tapped features of a network, made once and cut, at the batch's x, or at ``x`` named ``key``.
+
+        Raises:
+            Incompatible: features that cannot train the role that is asked.
+        """
+        x, learns = self.batch["x"] if x is None else x, who in self.trains
+        moved = any(leaf.requires_grad for leaf in tree_leaves(x))
+
+        def make() -> Seen:
+            with self.seeded(("answer", who, key)):
+                seen = self.cast.ask(who, x)
+            if lost := [name for name, value in seen.features.items() if learns and not value.requires_grad]:
+                got = "none, as frozen layers and reentrant checkpointing leave it"
+                fit = "checkpoint(..., use_reentrant=False)"
+                raise Incompatible(f"tap {lost[0]!r} of the {who}", need="features with gradient", got=got, fit=fit)
+            return seen
+
+        return self._once(("answer", who, key), who, (learns, moved), make)
 
     def _ask(self, who: str, noised: Noised, guidance: Guidance | None, *, features: bool) -> Seen:
         x_t = noised.x_t
@@ -235,15 +264,15 @@ class Cut:
     @classmethod
     def of(cls, seen: Seen, roles: tuple[str, ...], *, grad: bool) -> "Cut":
         """A pass, cut."""
-        assert seen.x0 is not None
-        out = (seen.x0, *seen.features.values())
+        assert seen.out is not None
+        out = (seen.out, *seen.features.values())
         leaves = tuple(x.detach().requires_grad_(grad) for x in out)
         return cls(roles, out, leaves, Seen(leaves[0], dict(zip(seen.features, leaves[1:], strict=True))))
 
     def detached(self) -> Seen:
         """What the pass gave, without gradients."""
-        x0 = None if self.seen.x0 is None else self.seen.x0.detach()
-        return Seen(x0, {name: value.detach() for name, value in self.seen.features.items()})
+        out = None if self.seen.out is None else self.seen.out.detach()
+        return Seen(out, {name: value.detach() for name, value in self.seen.features.items()})
 
     def back(self, *, keep: bool) -> None:
         """Takes the leaves' gradients through the pass, and forgets them."""

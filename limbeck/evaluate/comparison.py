@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
+from limbeck.evaluate.classification import judge_classifier
 from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, prdc
 from limbeck.problems.problem import Classification, Generative, Problem, evaluating
 from limbeck.rng import Rng
@@ -92,8 +93,7 @@ def evaluate(student: nn.Module, problem: Problem, *, n: int = 5000, seed: int =
         Incompatible: a student that the problem cannot judge.
     """
     if isinstance(problem, Classification):
-        theirs = {"accuracy": problem.accuracy(problem.teacher), "parameters": parameters(problem.teacher)}
-        ours = {"accuracy": problem.accuracy(student), "parameters": parameters(student)}
+        theirs, ours = (judge_classifier(model, problem) for model in (problem.teacher, student))
     elif isinstance(problem, Generative):
         n = min(n, getattr(student, "size", None) or n)
         nfe = len(student.ratios) if isinstance(student, FewStep) else 0
@@ -105,8 +105,3 @@ def evaluate(student: nn.Module, problem: Problem, *, n: int = 5000, seed: int =
     if isinstance(problem, Generative) and (unseen := problem.unseen()) is not None:
         sides["heldout"] = distances(unseen, problem)
     return {**ours, **{f"{name}_{side}": value for side, part in sides.items() for name, value in part.items()}}
-
-
-def parameters(module: nn.Module) -> int:
-    """How many numbers a module holds."""
-    return sum(p.numel() for p in module.parameters())

@@ -1,22 +1,20 @@
 """What compares student and teacher: pure per-example losses, and objectives made of them."""
 
-from limbeck.objectives import preference, score
+from limbeck.objectives import networks, preference, score
 from limbeck.objectives.adversarial import GAN
 from limbeck.objectives.adversary import R1, AdversarialLoss, ApproximateR1, Hinge, NonSaturating, Penalty
 from limbeck.objectives.conditional import PairGAN, StepGAN, StepRegression
-from limbeck.objectives.logits import KD, CrossEntropy, soft_kl
+from limbeck.objectives.networks import *  # noqa: F403
 from limbeck.objectives.preference import *  # noqa: F403
 from limbeck.objectives.score import *  # noqa: F403
 from limbeck.objectives.trajectory import Consistency, Denoising, Regression, pseudo_huber
 
 __all__ = [
     "GAN",
-    "KD",
     "R1",
     "AdversarialLoss",
     "ApproximateR1",
     "Consistency",
-    "CrossEntropy",
     "Denoising",
     "Hinge",
     "NonSaturating",
@@ -26,7 +24,7 @@ __all__ = [
     "StepGAN",
     "StepRegression",
     "pseudo_huber",
-    "soft_kl",
 ]
+__all__ += networks.__all__
 __all__ += preference.__all__
 __all__ += score.__all__

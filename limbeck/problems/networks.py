@@ -1,5 +1,7 @@
 """Small networks for the built-in problems."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,3 +66,130 @@ class _Block(nn.Module):
         scale, shift, gate = self.mod(emb).chunk(3, 1)
         y = torch.addcmul(shift, F.layer_norm(h, h.shape[1:]), 1 + scale)
         return torch.addcmul(h, 1 + gate, self.down(F.silu(self.up(y))))
+
+
+class MLP(nn.Module):
+    """A perceptron on flattened inputs: ``blocks`` of linear layers with ReLU, and a ``head``.
+
+    Args:
+        size: numbers of an input.
+        classes: outputs.
+        widths: of the hidden layers.
+
+    >>> MLP(size=64, classes=10, widths=(32,))(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(self, *, size: int, classes: int, widths: tuple[int, ...] = (32,)):
+        super().__init__()
+        sizes = (size, *widths)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)))
+        self.head = nn.Linear(sizes[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of inputs [B, …]."""
+        return self.head(self.blocks(x.flatten(1)))
+
+
+class ConvNet(nn.Module):
+    """A small convolutional network on images [B, 1, H, W]: each of its ``blocks`` halves the image after the first.
+
+    Args:
+        classes: outputs.
+        widths: channels of the blocks.
+
+    >>> ConvNet(classes=10, widths=(8, 16))(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(self, *, classes: int, widths: tuple[int, ...] = (8, 16, 16)):
+        super().__init__()
+        sizes = (1, *widths)
+        blocks = (self._block(a, b, stride=1 if k == 0 else 2) for k, (a, b) in enumerate(pairwise(sizes)))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(sizes[-1], classes)
+
+    @staticmethod
+    def _block(a: int, b: int, *, stride: int) -> nn.Module:
+        conv = nn.Conv2d(a, b, 3, stride=stride, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 1, H, W]."""
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+class ViT(nn.Module):
+    """A small vision transformer on square images [B, 1, S, S], read out by the mean of its tokens.
+
+    Args:
+        size: S.
+        classes: outputs.
+        patch: side of a patch.
+        width: of a token.
+        blocks: how many.
+        heads: of the attention.
+
+    Source: Dosovitskiy et al. 2020, arXiv 2010.11929, without its class token.
+
+    >>> ViT(size=8, classes=10, blocks=1)(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(self, *, size: int, classes: int, patch: int = 2, width: int = 32, blocks: int = 3, heads: int = 4):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, patch, stride=patch)
+        self.places = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
+        layers = (
+            nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, F.gelu, 1e-5, True, True) for _ in range(blocks)
+        )
+        self.blocks = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 1, S, S]."""
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+class Mixer(nn.Module):
+    """A small MLP-Mixer on square images [B, 1, S, S]: perceptrons over patches and over channels in turn.
+
+    Args:
+        size: S.
+        classes: outputs.
+        patch: side of a patch.
+        width: of a token.
+        blocks: how many.
+
+    Source: Tolstikhin et al. 2021, arXiv 2105.01601.
+
+    >>> Mixer(size=8, classes=10, blocks=1)(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(self, *, size: int, classes: int, patch: int = 2, width: int = 32, blocks: int = 3):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, patch, stride=patch)
+        self.blocks = nn.Sequential(*(_Mix((size // patch) ** 2, width) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 1, S, S]."""
+        tokens = self.blocks(self.stem(x).flatten(2).transpose(1, 2))
+        return self.head(self.norm(tokens).mean(1))
+
+
+class _Mix(nn.Module):
+    def __init__(self, tokens: int, width: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.across, self.along = (
+            nn.Sequential(nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n)) for n in (tokens, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.across(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.along(self.norms[1](x))

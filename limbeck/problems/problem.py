@@ -106,10 +106,17 @@ class Generative(Problem):
 
 
 class Classification(Problem):
-    """A classifier as the teacher, labelled data, and held-out data to judge on."""
+    """A classifier as the teacher, labelled data, and held-out data to judge on.
+
+    Attributes:
+        train: inputs [N, …] and labels [N].
+        heldout: the same of what nobody has seen.
+        classes: how many there are.
+    """
 
     train: tuple[Tensor, Tensor]
     heldout: tuple[Tensor, Tensor]
+    classes: int = 10
 
     @property
     def source(self) -> Source:

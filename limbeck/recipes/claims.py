@@ -12,22 +12,18 @@ from limbeck.diffusion import Karras, euler, like, sample
 from limbeck.engine.loop import distill
 from limbeck.engine.objective import Objective
 from limbeck.engine.optim import SGD
-from limbeck.engine.recipe import Claim, Prior, Stage, Trial
+from limbeck.engine.recipe import Claim, Stage, Trial
 from limbeck.engine.run import run_recipe
 from limbeck.engine.student import Draw
+from limbeck.evaluate.classification import judge_classifier
 from limbeck.evaluate.comparison import evaluate, fresh, judge, student_of
 from limbeck.evaluate.metrics import sliced_wasserstein
-from limbeck.objectives import CrossEntropy
-from limbeck.problems.problem import Generative, Problem
+from limbeck.objectives import KD, CrossEntropy
+from limbeck.problems.problem import Classification, Generative
 from limbeck.rng import Rng, seeded
 from limbeck.students import FromNoise, Particles, Trajectory
 from limbeck.teachers import GaussianMixture
 from limbeck.tree import Tree
-
-
-def student_network(problem: Problem, prior: Prior) -> nn.Module:
-    """The problem's own student network, untrained."""
-    return problem.network()
 
 
 def one_step_frechet(trial: Trial) -> float:
@@ -76,12 +72,39 @@ def frechet_at_steps(steps: int) -> Callable[[Trial], float]:
     return check
 
 
-def error_ratio(trial: Trial) -> float:
-    """The student's held-out error over that of the same stage trained on labels alone."""
-    plain = [replace(stage, objective=CrossEntropy()) for stage in trial.recipe.stages if isinstance(stage, Stage)]
-    baseline = run_recipe(replace(trial.recipe, stages=tuple(plain)), trial.problem, seed=trial.seed)
-    errors = [1 - trial.problem.accuracy(student) for student in (trial.student, baseline.student)]
-    return errors[0] / max(errors[1], 1 / len(trial.problem.heldout[1]))
+def error(student: nn.Module, problem: Classification, seed: int) -> float:
+    """The held-out error, counting at least one example as wrong."""
+    return max(1 - problem.accuracy(student), 1 / len(problem.heldout[1]))
+
+
+def by(objective: Objective, **settings: Any) -> Callable[[Stage], Stage]:
+    """A change of stages to another objective, and perhaps other settings of `Stage`."""
+    return lambda stage: replace(stage, objective=objective, **settings)
+
+
+def surprise(student: nn.Module, problem: Classification, seed: int) -> float:
+    """The mean of −ln p of held-out labels."""
+    return judge_classifier(student, problem)["nll"]
+
+
+def beats(
+    *changes: Callable[[Stage], Stage], figure: Callable[[nn.Module, Any, int], float] = error
+) -> Callable[[Trial], float]:
+    """A figure, by default the held-out error, over the least of those with each of these changes to the stages."""
+
+    def check(trial: Trial) -> float:
+        others = [rerun(trial, change) for change in changes]
+        ours, *theirs = (figure(student, trial.problem, trial.seed) for student in (trial.student, *others))
+        return ours / min(theirs)
+
+    return check
+
+
+def better_than_labels(trial: Trial) -> float:
+    """The held-out error over that by labels alone; infinite where plain KD's is less than two thirds of it."""
+    others = [rerun(trial, by(objective)) for objective in (CrossEntropy(), KD())]
+    ours, labels, plain = (error(student, trial.problem, trial.seed) for student in (trial.student, *others))
+    return ours / labels if ours <= 1.5 * plain else inf
 
 
 def mode_distance(trial: Trial) -> float:

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from torch import nn
+
 from limbeck.diffusion import Featured, LogNormal
 from limbeck.engine import EMA, Adam, Cosine, Drawn, Linear, Objective, Prior, Source, Stage
 from limbeck.errors import Incompatible
-from limbeck.problems.problem import Generative
+from limbeck.problems.problem import Generative, Problem
 from limbeck.students import FromNoise, FromTeacher
 
 TIMES = LogNormal(mean=-0.8, std=1.4)
@@ -51,3 +53,23 @@ def need_network(problem: Generative, name: str) -> None:
     if not isinstance(problem.teacher, Featured):
         need, got = "a problem whose teacher is a network", f"{problem.name}, a {type(problem.teacher).__name__}"
         raise Incompatible(name, need=need, got=got, fit="mixture2d-network")
+
+
+def own_network(problem: Problem, prior: Prior) -> nn.Module:
+    """The problem's own network for students, untrained."""
+    return problem.network()
+
+
+def learner(name: str, objective: Objective, *, steps: int, lr: float = 5e-3, **settings: Any) -> Stage:
+    """A stage that trains the problem's own network, untrained at first: Adam and half a cosine.
+
+    Args:
+        name: of the stage.
+        objective: which losses train whom.
+        steps: ticks.
+        lr: of every role.
+        settings: other arguments of `Stage`.
+    """
+    optim = {"default": Adam(lr=lr, schedule=Cosine())}
+    defaults = {"student": own_network, "batch": 128, "optim": optim}
+    return Stage(name=name, steps=steps, objective=objective, **{**defaults, **settings})

@@ -50,7 +50,7 @@ class Trained(Featured):
         self.taps: Mapping[str, int] = net.taps  # type: ignore[assignment]
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
-        x0 = self.look(x_t, t, cond, taps=()).x0
+        x0 = self.look(x_t, t, cond, taps=()).out
         assert x0 is not None
         return x0
 

@@ -194,7 +194,7 @@ def test_recorded_evidence(small: Path, capsys: pytest.CaptureFixture[str]) -> N
     path = small / "evidence" / "quick.json"
     record = json.loads(path.read_text())
     assert {"commit", "when", "machine", "digest", "sources", "seeds", "claim"} <= set(record)
-    assert record["sources"] == ["objectives/logits.py"]
+    assert record["sources"] == ["objectives/networks/logits.py"]
     row = table(capsys)[0]
     assert list(row["evidence"]) == list(EVIDENCE) and row["evidence"]["stale"] is False
     assert main(["systems"]) == 0 and "(stale)" not in capsys.readouterr().out

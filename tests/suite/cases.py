@@ -29,6 +29,7 @@ from limbeck.objectives import (
     GAN,
     KD,
     L2,
+    OFA,
     PSO,
     R1,
     SDS,
@@ -44,6 +45,7 @@ from limbeck.objectives import (
     Direction,
     Fake,
     FDistill,
+    FitNets,
     ForwardKL,
     Gated,
     Hinge,
@@ -51,10 +53,12 @@ from limbeck.objectives import (
     Mapped,
     Nearness,
     Onward,
+    Orthogonal,
     PairGAN,
     PerSample,
     PixelClip,
     Reward,
+    Same,
     ScoreDistillation,
     Segment,
     SiD,
@@ -150,7 +154,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     },
 }
 
-STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
+STUDENTS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "FewStep": lambda kind: FewStep(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "OneStep": lambda kind: OneStep(trained(kind), shape=(2,)),
     "RandomEta": lambda kind: RandomEta(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
@@ -161,6 +165,7 @@ STUDENTS: dict[str, Callable[[Kind], nn.Module]] = {
     "Views": lambda kind: Views(points(kind)[0], cameras(kind)),
     "Denoiser": trained,
     "Classifier": classifier,
+    "Two classifiers": lambda kind: {"student": classifier(kind), "peer": classifier(kind)},
 }
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -199,12 +204,17 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Consistency, moving average": lambda: Consistency(target=EMA(decay=0.9)),
     "KD, without labels": lambda: KD(alpha=1.0),
     "KD, cold": lambda: KD(temperature=1.0),
+    "FitNets": lambda: FitNets(pairs={"0": "0"}),
+    "OFA": lambda: OFA(taps=("0", "3:in"), temperature=2.0),
+    "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
+    "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
 }
 
 MEET = {("GAN", "SiD, times of the GAN"), ("DMD", "GAN, trains the critic")}
 """Pairs of an export and another's variant that are added too; see `couples`."""
 
 CORE = {"SDS", "VSD", "DMD", "SiD", "GAN", "Consistency", "Regression", "Denoising", "KD", "CrossEntropy"}
+STAND = {"SDS", "VSD", "DMD", "KD", "SinKD"}
 ANY = {"DMD", "GAN"}
 """Objectives that meet others in `couples`."""
 
@@ -323,8 +333,14 @@ def homes() -> tuple[Case, ...]:
 
 
 def composed(name: str) -> bool:
-    """Whether an export only fills in the parts of the normal form; `SDS`, `VSD` and `DMD` stand for all of those."""
-    return name not in {"SDS", "VSD", "DMD", *OBJECTIVES} and "terms" not in vars(FOUND["OBJECTIVES"][name])
+    """Whether an export only fills in a form that it shares with others; those of `STAND` stand for all of these."""
+    return name not in {*STAND, *OBJECTIVES} and "terms" not in vars(FOUND["OBJECTIVES"][name])
+
+
+@cache
+def coupled(case: Case) -> bool:
+    """Whether some loss couples its batch, which then cannot be cut."""
+    return any(term.coupled for term in case.run().terms)
 
 
 @cache

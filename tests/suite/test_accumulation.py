@@ -8,14 +8,10 @@ from torch import Tensor
 
 from limbeck.engine import SGD, Objective
 from limbeck.errors import BadSetting, Incompatible
-from tests.suite.cases import EXACT, Case, homes
+from tests.suite.cases import EXACT, Case, coupled, homes
 from tests.suite.probes import Coupled, Grads, Ragged, Weighted, gradients, lively
 
 ROWS, TOLERANCE = 32, 1e-12
-
-
-def is_coupled(case: Case) -> bool:
-    return any(term.coupled for term in case.run().terms)
 
 
 def seen(case: Case, accumulate: int, objective: Objective | None = None, steps: int = 3) -> tuple[list[Grads], list]:
@@ -46,7 +42,7 @@ def assert_equal(case: Case, objective: Objective | None = None) -> None:
 @pytest.mark.parametrize("case", homes(), ids=str)
 def test_micro_batches_are_one_batch(case: Case) -> None:
     """Or are refused, where a loss couples its batch."""
-    if is_coupled(case):
+    if coupled(case):
         with pytest.raises(Incompatible, match="needs whole batches"):
             case.run(accumulate=4)
     else:
@@ -105,6 +101,6 @@ def test_a_batch_that_cannot_be_cut_is_refused(batch: int) -> None:
 @pytest.mark.parametrize("case", homes(), ids=str)
 def test_micro_batches_with_dropout_are_seeded(case: Case) -> None:
     """With dropout a cut batch has other masks, by design; it still has the same bits every time."""
-    cuts = 1 if is_coupled(case) else 2
+    cuts = 1 if coupled(case) else 2
     (one, _), (two, _) = (seen(case, cuts, steps=2) for _ in range(2))
     assert all(torch.equal(a, b) for _, a, b in pairs(one, two))

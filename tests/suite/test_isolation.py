@@ -14,7 +14,7 @@ from limbeck.engine import Objective, Role, Run, Term, Tick
 from limbeck.engine.tick import same_buffers
 from limbeck.objectives import DMD, GAN, SDS, Consistency
 from limbeck.students import OneStep
-from tests.suite.cases import Case, Kind, few, sample, trained, unequal
+from tests.suite.cases import Case, Kind, coupled, few, sample, trained, unequal
 from tests.suite.probes import Ragged, Watch, flags, gradients, lively
 
 SUM = DMD(critic_steps=2) + GAN(critic_steps=3)
@@ -83,14 +83,15 @@ def test_losses_of_others_send_no_gradient_to_the_student(case: Case, objective:
 @pytest.mark.parametrize("case", few(), ids=str)
 def test_all_losses_see_the_starting_parameters(case: Case) -> None:
     """No role steps before the last loss of the last micro-batch."""
-    run = lively(case.run(Watch(objective=case.make(), note=lambda term, tick: note(run)), steps=2, accumulate=2))
+    parts = 1 if coupled(case) else 2
+    run = lively(case.run(Watch(objective=case.make(), note=lambda term, tick: note(run)), steps=2, accumulate=parts))
     watch = run.objective
     assert isinstance(watch, Watch)
     for _ in range(2):
         start = note(run)
         watch.notes.clear()
         run.tick()
-        assert len(watch.notes) == 2 * len(run.terms)
+        assert len(watch.notes) == parts * len(run.terms)
         assert all(unequal(seen, start) == [] for seen in watch.notes)
 
 
@@ -191,7 +192,7 @@ def surroundings() -> dict[str, Any]:
 @pytest.mark.parametrize("case", sample(), ids=str)
 def test_a_step_leaves_its_surroundings_alone(case: Case, autocast: torch.dtype | None) -> None:
     before = surroundings()
-    run = lively(case.run(steps=3, accumulate=2, autocast=autocast))
+    run = lively(case.run(steps=3, accumulate=1 if coupled(case) else 2, autocast=autocast))
     assert unequal(surroundings(), before) == []
     for _ in run:
         assert unequal(surroundings(), before) == []

@@ -1,0 +1,151 @@
+"""Intermediate features of any module, read by name while it runs: nobody edits the model."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from limbeck.errors import Incompatible
+
+Pick = str | Callable[[str, nn.Module], bool]
+"""Submodules: a name, a glob (``*`` within one part of a path, ``**`` across parts), or (name, module) → bool."""
+
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+INPUT = ":in"
+
+
+@dataclass
+class _Box:
+    """What hooks write into, while it is open."""
+
+    open: bool = False
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Taps(Mapping[str, Tensor]):
+    """What submodules put out, inside ``with taps:``, by name; see `tap`."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]):
+        self.names, self._box = names, _Box()
+        known = submodules(module)
+        self._handles = [self._hook(known[name.removesuffix(INPUT)], name) for name in names]
+
+    def _hook(self, target: nn.Module, name: str) -> Any:
+        box = self._box  # not self, so that hooks go when the taps do
+
+        def keep(module: nn.Module, value: Any) -> None:
+            # closed while checkpointing computes again; a copy of the module has this hook too
+            if box.open and module is target:
+                box.found[name] = first_tensor(value)
+
+        if name.endswith(INPUT):
+            return target.register_forward_pre_hook(lambda module, args: keep(module, args))
+        return target.register_forward_hook(lambda module, args, out: keep(module, out))
+
+    def __enter__(self) -> Self:
+        self._box.found.clear()
+        self._box.open = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._box.open = False
+
+    def __del__(self) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Takes the hooks off the module."""
+        for handle in getattr(self, "_handles", ()):
+            handle.remove()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.names and name not in self._box.found:
+            got = "a pass that did not reach it, or a module that was compiled and called before it was tapped"
+            raise Incompatible(f"tap {name!r}", need="a pass of its module", got=got)
+        return self._box.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def tap(module: nn.Module, *picks: Pick) -> Taps:
+    """Reads what submodules put out, with gradients, without editing the module.
+
+    Inside ``with``, every pass of the module leaves its features there; the last one counts. Hooks are put on once, so
+    that ``torch.compile`` sees them if it comes later; they cost nothing outside, and go with the taps.
+
+    Args:
+        module: any module, wrapped by ``torch.compile`` or not.
+        picks: see `Pick`; ``"head:in"`` is what goes into ``head``. A submodule that puts out a tuple or mapping is
+            read by its first tensor.
+
+    Raises:
+        Incompatible: no such submodule; it names the nearest.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> with tap(net, "1", "2:in") as seen:
+    ...     logits = net(torch.zeros(5, 4))
+    >>> seen["1"].shape, seen["1"] is seen["2:in"]
+    (torch.Size([5, 8]), True)
+    """
+    return Taps(module, find(module, *picks))
+
+
+def find(module: nn.Module, *picks: Pick) -> tuple[str, ...]:
+    """The names of the submodules that are meant, each once, in the order of the picks and then of the module.
+
+    Raises:
+        Incompatible: a pick that fits no submodule.
+
+    >>> find(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), lambda name, part: isinstance(part, nn.Linear))
+    ('0', '2')
+    """
+    known = submodules(module)
+    return tuple(dict.fromkeys(name for pick in picks for name in _found(pick, known, type(module).__name__)))
+
+
+def _found(pick: Pick, known: Mapping[str, nn.Module], kind: str) -> list[str]:
+    if not isinstance(pick, str):
+        names = [name for name, part in known.items() if pick(name, part)]
+        if not names:
+            raise Incompatible("tap", need="a choice that fits some submodule", got=f"none of the {kind}'s")
+        return names
+    stem = pick.removesuffix(INPUT)
+    pattern = re.escape(stem).replace(r"\*\*", ".*").replace(r"\*", r"[^.]*").replace(r"\?", r"[^.]")
+    names = [name + pick[len(stem) :] for name in known if re.fullmatch(pattern, name)]
+    if not names:
+        near = difflib.get_close_matches(stem, known, n=3, cutoff=0) or ["(it has none)"]
+        fit = " or ".join(map(repr, near))
+        raise Incompatible("tap", need=f"a submodule {stem!r}", got=f"a {kind} without it", fit=fit)
+    return names
+
+
+def submodules(module: nn.Module) -> dict[str, nn.Module]:
+    """All parts of a module by the names that its author gave them, without those of wrappers around them."""
+    parts = ((_WRAPPERS.sub("", name).lstrip("."), part) for name, part in module.named_modules())
+    return {name: part for name, part in parts if name}
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The tensor itself, or the first one in a tuple, list or mapping.
+
+    Raises:
+        Incompatible: something without one.
+    """
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    for item in items:
+        if isinstance(item, Tensor | tuple | list | Mapping):
+            return first_tensor(item)
+    raise Incompatible("tap", need="a submodule that puts out tensors", got=f"a {type(value).__name__}")
+
+
+__all__ = ["Taps", "find", "tap"]

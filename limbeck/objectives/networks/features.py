@@ -1,0 +1,106 @@
+"""Objectives on pairs of features: taps of the student beside those of the teacher, with a projector."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from limbeck.engine.objective import Loss, Objective, Term
+from limbeck.engine.roles import Cast
+from limbeck.engine.tick import Tick
+from limbeck.errors import BadSetting
+from limbeck.objectives.networks.projectors import Projection, Projector
+
+Pairs = tuple[tuple[str, str], ...]
+"""(tap of the student, tap of the teacher), each the name of one submodule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnFeatures(Objective):
+    """A loss of pairs of features, Σ over pairs. A subclass is a frozen dataclass with `value`.
+
+    Args:
+        pairs: taps of the student and the teacher's beside them, ``{"blocks.1": "layer3"}``; names, see `tap`.
+        projector: of the student's features.
+    """
+
+    pairs: Pairs | Mapping[str, str] = ()
+    projector: Projector = field(default_factory=Projection)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pairs, Mapping):
+            object.__setattr__(self, "pairs", tuple(self.pairs.items()))
+        if not self.pairs:
+            raise BadSetting(f"{type(self).__name__} needs pairs of taps, such as pairs={{'blocks.1': 'layer3'}}.")
+
+    @abstractmethod
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of one pair, [B]: projected features of the student, and the teacher's, of equal shapes."""
+
+    def check(self, cast: Cast) -> None:
+        cast.need_network("teacher", by=self)
+        cast.need_network("student", by=self)
+        cast.need_fields("x", by=self)
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        names = dict(zip(("student", "teacher"), zip(*self.pairs, strict=True), strict=True))
+        for who, taps in names.items():
+            cast.tap(who, *taps, by=self)
+        name = type(self).__name__.lower()
+        role = (f"{name} projector",) if self.projector.learns else ()
+        modules = cast.role(*role, lambda: self._built(cast), spec=self).module if role else self._built(cast)
+        assert isinstance(modules, nn.ModuleList)
+
+        def loss(tick: Tick) -> Loss:
+            seen, known = (tick.answer(who).features for who in names)
+            pairs = [(seen[mine], known[theirs]) for mine, theirs in self.pairs]
+            parts = [self.value(module(s), t) for module, (s, t) in zip(modules, pairs, strict=True)]
+            return Loss(sum(parts[1:], parts[0]))
+
+        return (Term(name, ("student", *role), loss, of=self),)
+
+    def _built(self, cast: Cast) -> nn.ModuleList:
+        """A projector for each pair, sized by what a few rows of data give."""
+        seen, known = (cast.dry(who).features for who in ("student", "teacher"))
+        made = [self.projector.build(seen[mine].shape, known[theirs].shape) for mine, theirs in self.pairs]
+        return nn.ModuleList(made).to(next(cast.student.parameters()))
+
+
+def mean_square(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean (s − t)² over all numbers of each example, [B].
+
+    >>> import torch
+    >>> mean_square(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+    tensor([12.5000])
+    """
+    return ((student - teacher) ** 2).flatten(1).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitNets(OnFeatures):
+    """Hints: mean (P·s − t)² between projected features of the student and the teacher's.
+
+    Args: those of `OnFeatures`.
+
+    Raises:
+        BadSetting: no pairs.
+        Incompatible: no such taps, features that the projector cannot bring together, no data with x.
+
+    Source: Romero et al. 2014, arXiv 1412.6550, eq. 3; hints count all the time here, beside other losses, where the
+    paper trains the lower half by them first.
+
+    >>> import torch
+    >>> from limbeck import Dataset, distill
+    >>> teacher = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> run = distill(teacher, student, FitNets(pairs={"1": "1"}), Dataset(x=torch.randn(9, 4)), steps=1, batch=8)
+    >>> sorted(next(iter(run)).losses)
+    ['fitnets']
+    """
+
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return mean_square(student, teacher)
+
+
+__all__ = ["FitNets", "OnFeatures", "mean_square"]

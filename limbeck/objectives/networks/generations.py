@@ -1,0 +1,110 @@
+"""What of a teacher helps a student of its own kind: its confidence as a weight, or its dark knowledge shuffled."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from limbeck.engine.data import Batch
+from limbeck.engine.objective import Loss, Objective, Term
+from limbeck.engine.roles import Cast
+from limbeck.engine.tick import Tick
+from limbeck.objectives.networks.logits import OnLogits, logits
+
+
+def confidence_weights(teacher: Tensor) -> Tensor:
+    """max_c p_ic/Σ_j max_c p_jc: how much each example counts by the teacher's confidence; they sum to 1, [B].
+
+    Args:
+        teacher: logits, [B, C].
+
+    Source: Furlanello et al. 2018, arXiv 1805.04770, eq. 9.
+
+    >>> confidence_weights(torch.zeros(4, 3))
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    most = teacher.detach().softmax(1).amax(1)
+    return most / most.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceWeighted(OnLogits):
+    """Cross-entropy on labels, each example weighed by `confidence_weights`: the teacher says nothing of other classes.
+
+    Raises:
+        Incompatible: no teacher, no inputs x or labels y, a batch that is cut.
+
+    Source: CWTM, Furlanello et al. 2018, arXiv 1805.04770, eq. 9.
+
+    >>> from torch import nn
+    >>> from limbeck import Dataset, distill
+    >>> data = Dataset(x=torch.randn(9, 4), y=torch.arange(9) % 3)
+    >>> run = distill(nn.Linear(4, 3), nn.Linear(4, 3), ConfidenceWeighted(), data, steps=1, batch=8)
+    >>> sorted(next(iter(run)).losses)
+    ['confidenceweighted']
+    """
+
+    coupled: ClassVar[bool] = True
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("x", "y")
+
+    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        loss = F.cross_entropy(student, batch["y"], reduction="none")
+        return (confidence_weights(teacher) * loss).sum()
+
+
+def permuted(p: Tensor, scores: Tensor) -> Tensor:
+    """Probabilities whose greatest stays where it is, all others in another order, shape of p.
+
+    Args:
+        p: [B, C].
+        scores: random numbers, [B, C], whose ranks say which goes where.
+
+    Source: DKPP, Furlanello et al. 2018, arXiv 1805.04770, eq. 10.
+
+    >>> permuted(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.0, 2.0, 1.0]]))
+    tensor([[0.7000, 0.1000, 0.2000]])
+    """
+    first = p.argmax(1, keepdim=True)
+    places = torch.arange(p.shape[1], device=p.device).expand_as(p)
+    rest = places[places != first].view(len(p), -1)
+    order = scores.gather(1, rest).argsort(1)
+    return p.scatter(1, rest, p.gather(1, rest).gather(1, order))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedTeacher(Objective):
+    """Cross-entropy to the teacher's probabilities, `permuted` anew for each example: they say how sure it is, no more.
+
+    Raises:
+        Incompatible: no teacher, no inputs x.
+
+    Source: DKPP, Furlanello et al. 2018, arXiv 1805.04770, eq. 10.
+
+    >>> from torch import nn
+    >>> from limbeck import Dataset, distill
+    >>> data = Dataset(x=torch.randn(9, 4))
+    >>> run = distill(nn.Linear(4, 3), nn.Linear(4, 3), PermutedTeacher(), data, steps=1, batch=8)
+    >>> sorted(next(iter(run)).losses)
+    ['permutedteacher']
+    """
+
+    def check(self, cast: Cast) -> None:
+        cast.need_network("teacher", by=self)
+        cast.need_network("student", by=self)
+        cast.need_fields("x", by=self)
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        def loss(tick: Tick) -> Loss:
+            s, p = logits(tick, "student"), logits(tick, "teacher").softmax(1)
+            scores = tick.rng((self, "order")).uniform(*p.shape)
+            return Loss(-(permuted(p, scores) * s.log_softmax(1)).sum(1))
+
+        return (Term("permutedteacher", "student", loss, of=self),)
+
+
+__all__ = ["ConfidenceWeighted", "PermutedTeacher", "confidence_weights", "permuted"]

@@ -1,0 +1,194 @@
+"""Objectives on logits: a classifier learns from labels, and from what another one thinks of all classes."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from limbeck.engine.data import Batch
+from limbeck.engine.objective import Loss, Objective, Term
+from limbeck.engine.roles import Cast
+from limbeck.engine.tick import Tick
+from limbeck.errors import Incompatible, above_zero, in_range
+
+
+def soft_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T²·KL(softmax(t/T) ‖ softmax(s/T)), summed over classes, [B]; its gradient by s is T·(p_s − p_t).
+
+    Args:
+        student: logits s, [B, C].
+        teacher: logits t, [B, C]; no gradient flows to them.
+        temperature: T.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531, sec. 2; the factor T² keeps gradients of one size as T changes.
+
+    >>> soft_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature=4.0)
+    tensor([0.])
+    """
+    s = F.log_softmax(_wide(student) / temperature, -1)
+    t = F.log_softmax(_wide(teacher).detach() / temperature, -1)
+    value = (t.exp() * (t - s)).sum(-1)
+    return temperature**2 * (value + (-value).clamp_min(0).detach())  # rounding alone goes below 0; gradients stay
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: half precision makes divergences negative."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
+    """½·KL(p_t ‖ m) + ½·KL(p_s ‖ m), m = (p_t + p_s)/2: symmetric, at most ln 2, 0 only where both are equal, [B].
+
+    Args:
+        student: logits, [B, C].
+        teacher: logits, [B, C]; no gradient flows to them.
+
+    Source: Lin 1991, "Divergence measures based on the Shannon entropy", eq. 4.1.
+
+    >>> jensen_shannon(torch.tensor([[99.0, 0.0]]), torch.tensor([[0.0, 99.0]]))
+    tensor([0.6931])
+    """
+    s, t = _wide(student).log_softmax(-1), _wide(teacher).detach().log_softmax(-1)
+    m = torch.logaddexp(s, t) - math.log(2)
+    return 0.5 * (t.exp() * (t - m) + s.exp() * (s - m)).sum(-1)
+
+
+class OnLogits(Objective):
+    """A loss of the student's logits, given the teacher's and perhaps labels. A subclass is a frozen dataclass.
+
+    Passes are shared with every other loss of the tick, so that ``KD() + DKD() + CrossEntropy()`` asks each once.
+    """
+
+    coupled: ClassVar[bool] = False
+    """Whether the loss compares examples with each other, so that a batch cannot be cut."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What batches must bring: inputs x, and labels y where the loss wants them."""
+        return ("x",)
+
+    @abstractmethod
+    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The loss, [B], or [] where it is ``coupled``, of logits [B, C], at least float32, the teacher's fixed."""
+
+    def check(self, cast: Cast) -> None:
+        cast.need_network("teacher", by=self)
+        cast.need_network("student", by=self)
+        cast.need_fields(*self.fields, by=self)
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        name = type(self).__name__
+
+        def loss(tick: Tick) -> Loss:
+            s, t = (logits(tick, who) for who in ("student", "teacher"))
+            if s.shape != t.shape:
+                raise Incompatible(name, need=f"a student with {t.shape[-1]} classes", got=str(s.shape[-1]))
+            with torch.autocast(s.device.type, enabled=False):
+                return Loss(self.value(s, t, tick.batch))
+
+        return (Term(name.lower(), "student", loss, coupled=self.coupled, of=self),)
+
+
+def logits(tick: Tick, who: str) -> Tensor:
+    """A network's logits at the batch's x, at least float32, [B, C]."""
+    out = tick.answer(who).out
+    assert out is not None
+    return _wide(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KD(OnLogits):
+    """Knowledge distillation: (1 − α)·CE(s, y) + α·T²·KL(softmax(t/T) ‖ softmax(s/T)).
+
+    Args:
+        temperature: T.
+        alpha: α, the weight of the teacher; 1 needs no labels.
+
+    Raises:
+        BadSetting: a temperature that is not above 0, or α outside [0, 1].
+        Incompatible: no teacher, no inputs x, or no labels y where α < 1.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531, sec. 2.
+
+    >>> from torch import nn
+    >>> from limbeck import Dataset, distill
+    >>> data = Dataset(x=torch.randn(9, 4), y=torch.arange(9) % 3)
+    >>> run = distill(nn.Linear(4, 3), nn.Linear(4, 3), KD(), data, steps=1, batch=8)
+    >>> sorted(next(iter(run)).losses)
+    ['kd']
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        above_zero("temperature", self.temperature)
+        in_range("alpha", self.alpha, 0, 1)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("x", "y") if self.alpha < 1 else ("x",)
+
+    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        value = self.alpha * soft_kl(student, teacher, temperature=self.temperature)
+        if self.alpha < 1:
+            value = value + (1 - self.alpha) * F.cross_entropy(student, batch["y"], reduction="none")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class JensenShannonKD(OnLogits):
+    """`jensen_shannon` of student and teacher: no labels, no temperature, and no loss above ln 2.
+
+    Raises:
+        Incompatible: no teacher, no inputs x.
+
+    Source: SSLD, Cui et al. 2021, arXiv 2103.05959, eq. 4.
+
+    >>> from torch import nn
+    >>> from limbeck import Dataset, distill
+    >>> data = Dataset(x=torch.randn(9, 4))
+    >>> run = distill(nn.Linear(4, 3), nn.Linear(4, 3), JensenShannonKD(), data, steps=1, batch=8)
+    >>> sorted(next(iter(run)).losses)
+    ['jensenshannonkd']
+    """
+
+    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return jensen_shannon(student, teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Objective):
+    """−ln softmax(s)_y: plain training on labels, the baseline of every other objective on logits.
+
+    Labels y are classes, [B] integers, or shares of all classes, [B, C], as mixed examples have them.
+
+    Args:
+        smoothing: share of the target that is spread over all classes.
+
+    >>> from torch import nn
+    >>> from limbeck import Dataset, distill
+    >>> data = Dataset(x=torch.randn(9, 4), y=torch.arange(9) % 3)
+    >>> sorted(next(iter(distill(None, nn.Linear(4, 3), CrossEntropy(), data, steps=1, batch=8))).losses)
+    ['cross_entropy']
+    """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        in_range("smoothing", self.smoothing, 0, 1)
+
+    def check(self, cast: Cast) -> None:
+        cast.need_network("student", by=self)
+        cast.need_fields("x", "y", by=self)
+
+    def terms(self, cast: Cast) -> tuple[Term, ...]:
+        def loss(tick: Tick) -> Loss:
+            s, y = logits(tick, "student"), tick.batch["y"]
+            return Loss(F.cross_entropy(s, y, reduction="none", label_smoothing=self.smoothing))
+
+        return (Term("cross_entropy", "student", loss, of=self),)
