@@ -134,7 +134,7 @@ class ConditionalGAN(Objective):
 class PairGAN(ConditionalGAN):
     """A one-step generator's (noise, sample) against pairs of the teacher's ODE, with samples at several noise levels.
 
-    Args, beside those of `ConditionalGAN`:
+    Args: those of `ConditionalGAN`.
         times: noise levels at which samples are judged.
         mismatch: pairs under the condition of another row, ``other``, count as fakes, so that D learns what the
             condition says.
