@@ -37,6 +37,11 @@ class Seen:
     out: Tensor | None
     features: Mapping[str, Tensor]
 
+    def detached(self) -> "Seen":
+        """The same without gradients."""
+        out = None if self.out is None else self.out.detach()
+        return Seen(out, {name: value.detach() for name, value in self.features.items()})
+
 
 class Featured(Denoiser):
     """A denoiser that shows its features."""

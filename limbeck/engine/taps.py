@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -25,6 +25,24 @@ class _Box:
     found: dict[str, Tensor] = field(default_factory=dict)
 
 
+class _Keep:
+    """A hook that puts a tensor into an open box; of copies and pickles of its module it is no part."""
+
+    def __init__(self, box: _Box | None = None, name: str = "", when: Literal["before", "after"] = "after"):
+        self.box, self.name, self.when = box, name, when
+
+    def __call__(self, module: nn.Module, args: Any, more: Any) -> None:
+        # closed while checkpointing computes again
+        if self.box is not None and self.box.open:
+            self.box.found[self.name] = first_tensor((args, more) if self.when == "before" else more)
+
+    def __deepcopy__(self, memo: object) -> "_Keep":
+        return _Keep()
+
+    def __reduce__(self) -> Any:
+        return _Keep, ()
+
+
 class Taps(Mapping[str, Tensor]):
     """What submodules put out, inside ``with taps:``, by name; see `tap`."""
 
@@ -34,16 +52,9 @@ class Taps(Mapping[str, Tensor]):
         self._handles = [self._hook(known[name.removesuffix(INPUT)], name) for name in names]
 
     def _hook(self, target: nn.Module, name: str) -> Any:
-        box = self._box  # not self, so that hooks go when the taps do
-
-        def keep(module: nn.Module, value: Any) -> None:
-            # closed while checkpointing computes again; a copy of the module has this hook too
-            if box.open and module is target:
-                box.found[name] = first_tensor(value)
-
         if name.endswith(INPUT):
-            return target.register_forward_pre_hook(lambda module, args: keep(module, args))
-        return target.register_forward_hook(lambda module, args, out: keep(module, out))
+            return target.register_forward_pre_hook(_Keep(self._box, name, "before"), with_kwargs=True)
+        return target.register_forward_hook(_Keep(self._box, name, "after"))
 
     def __enter__(self) -> Self:
         self._box.found.clear()

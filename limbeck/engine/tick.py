@@ -208,7 +208,7 @@ class Tick:
         """A pass with gradients for the role's parameters and for what it is asked at, as marked, or without any."""
         for (known, other), cut in self._cuts.items():
             if known == key and mark in (other, (False, False)):
-                return cut.seen if any(mark) else cut.detached()
+                return cut.seen if any(mark) else cut.seen.detached()
         with torch.set_grad_enabled(any(mark)):
             seen = make()
         cut = Cut.of(seen, (who,) if mark[0] else self.trains, grad=any(mark))
@@ -218,22 +218,28 @@ class Tick:
     def answer(self, who: str, x: Tree = None, key: Hashable = "x") -> Seen:
         """Output and tapped features of a network, made once and cut, at the batch's x, or at ``x`` named ``key``.
 
+        The first pass of a role that some loss of this tick trains has a graph, whoever asks: there is no second one.
+
         Raises:
             Incompatible: features that cannot train the role that is asked.
         """
-        x, learns = self.batch["x"] if x is None else x, who in self.trains
+        x, learns = self.batch["x"] if x is None else x, who in self.due
         moved = any(leaf.requires_grad for leaf in tree_leaves(x))
 
         def make() -> Seen:
-            with self.seeded(("answer", who, key)):
+            with self.seeded(("answer", who, key)), self.cast.training((who,) if learns else self.trains):
                 seen = self.cast.ask(who, x)
             if lost := [name for name, value in seen.features.items() if learns and not value.requires_grad]:
                 got = "none, as frozen layers and reentrant checkpointing leave it"
-                fit = "checkpoint(..., use_reentrant=False)"
-                raise Incompatible(f"tap {lost[0]!r} of the {who}", need="features with gradient", got=got, fit=fit)
+                raise Incompatible(f"tap {lost[0]!r} of the {who}", need="features with gradient", got=got)
             return seen
 
-        return self._once(("answer", who, key), who, (learns, moved), make)
+        seen = self._once(("answer", who, key), who, (learns, moved), make)
+        return seen if who in self.trains or moved else seen.detached()
+
+    def guided(self, guidance: Guidance | None, denoiser: Denoiser) -> Denoiser:
+        """A denoiser under a guidance, as that is in this tick."""
+        return guidance.at(self.rng(("guidance", guidance), shared=True))(denoiser) if guidance else denoiser
 
     def _ask(self, who: str, noised: Noised, guidance: Guidance | None, *, features: bool) -> Seen:
         x_t = noised.x_t
@@ -268,11 +274,6 @@ class Cut:
         out = (seen.out, *seen.features.values())
         leaves = tuple(x.detach().requires_grad_(grad) for x in out)
         return cls(roles, out, leaves, Seen(leaves[0], dict(zip(seen.features, leaves[1:], strict=True))))
-
-    def detached(self) -> Seen:
-        """What the pass gave, without gradients."""
-        out = None if self.seen.out is None else self.seen.out.detach()
-        return Seen(out, {name: value.detach() for name, value in self.seen.features.items()})
 
     def back(self, *, keep: bool) -> None:
         """Takes the leaves' gradients through the pass, and forgets them."""

@@ -219,7 +219,7 @@ class Steps(Objective):
     def teach(self, tick: Tick, here: Noised, s: Tensor) -> Noised:
         """Where the teacher gets by its steps, at levels s."""
         teacher, process = tick.cast.need("teacher", Denoiser, by=self), here.process
-        denoiser = self.guidance(teacher) if self.guidance else teacher
+        denoiser = tick.guided(self.guidance, teacher)
         first, last = process.fraction(here.t), torch.where(s > 0, process.fraction(s), 0)
         for i in range(1, self.between + 1):
             middle = process.at_fraction(first + (last - first) * i / self.between)

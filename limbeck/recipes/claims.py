@@ -1,4 +1,4 @@
-"""What recipes share: the student that a problem offers, and checks that measure a ratio to an honest baseline."""
+"""What recipes share: checks that measure a ratio to an honest baseline."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +15,8 @@ from limbeck.engine.optim import SGD
 from limbeck.engine.recipe import Claim, Stage, Trial
 from limbeck.engine.run import run_recipe
 from limbeck.engine.student import Draw
-from limbeck.evaluate.classification import judge_classifier
 from limbeck.evaluate.comparison import evaluate, fresh, judge, student_of
 from limbeck.evaluate.metrics import sliced_wasserstein
-from limbeck.objectives import KD, CrossEntropy
 from limbeck.problems.problem import Classification, Generative
 from limbeck.rng import Rng, seeded
 from limbeck.students import FromNoise, Particles, Trajectory
@@ -82,29 +80,15 @@ def by(objective: Objective, **settings: Any) -> Callable[[Stage], Stage]:
     return lambda stage: replace(stage, objective=objective, **settings)
 
 
-def surprise(student: nn.Module, problem: Classification, seed: int) -> float:
-    """The mean of −ln p of held-out labels."""
-    return judge_classifier(student, problem)["nll"]
-
-
-def beats(
-    *changes: Callable[[Stage], Stage], figure: Callable[[nn.Module, Any, int], float] = error
-) -> Callable[[Trial], float]:
-    """A figure, by default the held-out error, over the least of those with each of these changes to the stages."""
+def beats(*changes: Callable[[Stage], Stage]) -> Callable[[Trial], float]:
+    """The held-out error over the least of those of the same recipe with each of these changes to its stages."""
 
     def check(trial: Trial) -> float:
         others = [rerun(trial, change) for change in changes]
-        ours, *theirs = (figure(student, trial.problem, trial.seed) for student in (trial.student, *others))
+        ours, *theirs = (error(student, trial.problem, trial.seed) for student in (trial.student, *others))
         return ours / min(theirs)
 
     return check
-
-
-def better_than_labels(trial: Trial) -> float:
-    """The held-out error over that by labels alone; infinite where plain KD's is less than two thirds of it."""
-    others = [rerun(trial, by(objective)) for objective in (CrossEntropy(), KD())]
-    ours, labels, plain = (error(student, trial.problem, trial.seed) for student in (trial.student, *others))
-    return ours / labels if ours <= 1.5 * plain else inf
 
 
 def mode_distance(trial: Trial) -> float:

@@ -247,7 +247,7 @@ def test_hints_are_the_mean_square_of_projected_features() -> None:
     teacher, student, data = nets()
     run = distill(teacher, student, FitNets(pairs={"1": "1"}), data, steps=1, batch=8)
     x = data.take(8, Rng((0, 0, "data"), part=slice(0, 8), total=8))["x"]
-    projector = run.cast.roles["fitnets projector"].module[0]
+    projector = run.cast.roles["fitnets projector 1 → 1"].module[0]
     with torch.no_grad():
         expected = ((projector(student[:2](x)) - teacher[:2](x)) ** 2).mean()
     assert run.tick().losses["fitnets"] == pytest.approx(expected.item(), rel=1e-12)
@@ -273,11 +273,11 @@ def test_an_orthogonal_projector_keeps_inner_products_while_it_learns() -> None:
     run = distill(teacher, student, FitNets(pairs={"1": "1"}, projector=Orthogonal()), data, steps=50, batch=8)
     first = next(iter(run)).losses["fitnets"]
     last = [step.losses["fitnets"] for step in run][-1]
-    projector = run.cast.roles["fitnets projector"].module[0]
+    projector = run.cast.roles["fitnets projector 1 → 1"].module[0]
     x = Rng("z").normal(7, 5, dtype=F64)
     with torch.no_grad():
         close(projector(x) @ projector(x).T, x @ x.T, 1e-9)
-    assert last < first and run.cast.roles["fitnets projector"].steps == 50
+    assert last < first and run.cast.roles["fitnets projector 1 → 1"].steps == 50
 
 
 def test_an_orthogonal_projector_refuses_more_channels_than_the_teacher_has() -> None:
@@ -338,9 +338,9 @@ def test_ofa_counts_the_label_more_as_its_exponent_grows(seed: int) -> None:
 def test_exits_learn_and_are_told_apart() -> None:
     teacher, student, data = nets()
     run = distill(teacher, student, OFA(taps=("0", "1"), gamma=(1.2, 1.4)), data, steps=2, batch=8)
-    before = [p.detach().clone() for p in run.cast.roles["exits"].module.parameters()]
+    before = [p.detach().clone() for p in run.cast.roles["exits at 0, 1"].module.parameters()]
     run.finish()
-    after = run.cast.roles["exits"].module.parameters()
+    after = run.cast.roles["exits at 0, 1"].module.parameters()
     assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
     with pytest.raises(BadSetting, match="OFA needs an exponent for each of 2 taps, got 1"):
         OFA(taps=("0", "1"), gamma=(1.2,))

@@ -9,7 +9,8 @@ from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, above_zero
-from limbeck.objectives.networks.logits import logits
+from limbeck.objectives.networks.features import one_each
+from limbeck.objectives.networks.logits import both_logits, hard_labels
 from limbeck.objectives.networks.projectors import channels
 
 
@@ -100,6 +101,8 @@ class OFA(Objective):
     def __post_init__(self) -> None:
         for value in (self.final, self.temperature, *self._gammas):
             above_zero("an exponent or temperature of OFA", value)
+        if not self.taps:
+            raise BadSetting("OFA needs taps of the student, such as taps=('blocks.1',).")
         if len(self._gammas) != len(self.taps):
             raise BadSetting(f"OFA needs an exponent for each of {len(self.taps)} taps, got {len(self._gammas)}.")
 
@@ -113,13 +116,13 @@ class OFA(Objective):
         cast.need_fields("x", "y", by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
-        cast.tap("student", *self.taps, by=self)
-        role = ("exits",) if self.taps else ()
-        exits = cast.role("exits", lambda: self._exits(cast), spec=self).module if role else nn.ModuleList()
+        one_each(cast.tap("student", *self.taps, by=self), self.taps, by=self)
+        role = (f"exits at {', '.join(self.taps)}",)
+        exits = cast.role(*role, lambda: self._exits(cast), spec=self).module
         assert isinstance(exits, nn.ModuleList)
 
         def loss(tick: Tick) -> Loss:
-            s, t, y, seen = logits(tick, "student"), logits(tick, "teacher"), tick.batch["y"], tick.answer("student")
+            (s, t), y, seen = both_logits(tick, by=self), hard_labels(tick.batch, by=self), tick.answer("student")
             value = adaptive_target(s, t, y, gamma=self.final, temperature=self.temperature)
             for name, module, gamma in zip(self.taps, exits, self._gammas, strict=True):
                 out = module(seen.features[name]).to(s)

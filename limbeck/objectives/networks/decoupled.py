@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from limbeck.engine.data import Batch
 from limbeck.errors import Incompatible, above_zero, in_range
-from limbeck.objectives.networks.logits import OnLogits, soft_kl
+from limbeck.objectives.networks.logits import OnLogits, hard_labels, soft_kl
 
 
 def target_kl(student: Tensor, teacher: Tensor, y: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -94,7 +94,8 @@ class DKD(OnLogits):
     def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         if student.shape[1] < 3:
             raise Incompatible("DKD", need="three or more classes", got=str(student.shape[1]), fit="KD()")
-        parts = (f(student, teacher, batch["y"], temperature=self.temperature) for f in (target_kl, rest_kl))
+        y = hard_labels(batch, by=self)
+        parts = (f(student, teacher, y, temperature=self.temperature) for f in (target_kl, rest_kl))
         return sum(w * part for w, part in zip((self.alpha, self.beta), parts, strict=True))  # type: ignore[return-value]
 
 

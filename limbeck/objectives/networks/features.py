@@ -4,12 +4,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
-from limbeck.errors import BadSetting
+from limbeck.errors import BadSetting, Incompatible
+from limbeck.objectives.networks.logits import wide
 from limbeck.objectives.networks.projectors import Projection, Projector
 
 Pairs = tuple[tuple[str, str], ...]
@@ -46,16 +48,19 @@ class OnFeatures(Objective):
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         names = dict(zip(("student", "teacher"), zip(*self.pairs, strict=True), strict=True))
         for who, taps in names.items():
-            cast.tap(who, *taps, by=self)
+            one_each(cast.tap(who, *taps, by=self), taps, by=self)
         name = type(self).__name__.lower()
-        role = (f"{name} projector",) if self.projector.learns else ()
+        said = ", ".join(" → ".join(pair) for pair in self.pairs)  # one for each objective: projectors are not shared
+        role = (f"{name} projector {said}",) if self.projector.learns else ()
         modules = cast.role(*role, lambda: self._built(cast), spec=self).module if role else self._built(cast)
         assert isinstance(modules, nn.ModuleList)
 
         def loss(tick: Tick) -> Loss:
             seen, known = (tick.answer(who).features for who in names)
             pairs = [(seen[mine], known[theirs]) for mine, theirs in self.pairs]
-            parts = [self.value(module(s), t) for module, (s, t) in zip(modules, pairs, strict=True)]
+            projected = [(module(s), t) for module, (s, t) in zip(modules, pairs, strict=True)]
+            with torch.autocast(projected[0][0].device.type, enabled=False):
+                parts = [self.value(wide(s), wide(t)) for s, t in projected]
             return Loss(sum(parts[1:], parts[0]))
 
         return (Term(name, ("student", *role), loss, of=self),)
@@ -65,6 +70,13 @@ class OnFeatures(Objective):
         seen, known = (cast.dry(who).features for who in ("student", "teacher"))
         made = [self.projector.build(seen[mine].shape, known[theirs].shape) for mine, theirs in self.pairs]
         return nn.ModuleList(made).to(next(cast.student.parameters()))
+
+
+def one_each(found: tuple[str, ...], picks: tuple[str, ...], by: object) -> None:
+    """Raises `Incompatible` unless every pick is the name of one submodule."""
+    if set(found) != set(picks):
+        need, got = "one submodule for each tap", f"{len(found)} for {', '.join(map(repr, picks))}"
+        raise Incompatible(type(by).__name__, need=need, got=got, fit="their names instead of globs")
 
 
 def mean_square(student: Tensor, teacher: Tensor) -> Tensor:

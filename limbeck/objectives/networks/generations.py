@@ -1,7 +1,6 @@
 """What of a teacher helps a student of its own kind: its confidence as a weight, or its dark knowledge shuffled."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from limbeck.engine.data import Batch
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
-from limbeck.objectives.networks.logits import OnLogits, logits
+from limbeck.objectives.networks.logits import OnLogits, both_logits, hard_labels
 
 
 def confidence_weights(teacher: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ class ConfidenceWeighted(OnLogits):
     """Cross-entropy on labels, each example weighed by `confidence_weights`: the teacher says nothing of other classes.
 
     Raises:
-        Incompatible: no teacher, no inputs x or labels y, a batch that is cut.
+        Incompatible: no teacher, no inputs x or labels y.
 
     Source: CWTM, Furlanello et al. 2018, arXiv 1805.04770, eq. 9.
 
@@ -46,15 +45,13 @@ class ConfidenceWeighted(OnLogits):
     ['confidenceweighted']
     """
 
-    coupled: ClassVar[bool] = True
-
     @property
     def fields(self) -> tuple[str, ...]:
         return ("x", "y")
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        loss = F.cross_entropy(student, batch["y"], reduction="none")
-        return (confidence_weights(teacher) * loss).sum()
+    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Loss:
+        y = hard_labels(batch, by=self)
+        return Loss(F.cross_entropy(student, y, reduction="none"), weight=teacher.softmax(1).amax(1))
 
 
 def permuted(p: Tensor, scores: Tensor) -> Tensor:
@@ -100,7 +97,8 @@ class PermutedTeacher(Objective):
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         def loss(tick: Tick) -> Loss:
-            s, p = logits(tick, "student"), logits(tick, "teacher").softmax(1)
+            s, t = both_logits(tick, by=self)
+            p = t.softmax(1)
             scores = tick.rng((self, "order")).uniform(*p.shape)
             return Loss(-(permuted(p, scores) * s.log_softmax(1)).sum(1))
 

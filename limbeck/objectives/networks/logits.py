@@ -29,15 +29,15 @@ def soft_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Te
     >>> soft_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature=4.0)
     tensor([0.])
     """
-    s = F.log_softmax(_wide(student) / temperature, -1)
-    t = F.log_softmax(_wide(teacher).detach() / temperature, -1)
+    s = F.log_softmax(wide(student) / temperature, -1)
+    t = F.log_softmax(wide(teacher).detach() / temperature, -1)
     value = (t.exp() * (t - s)).sum(-1)
     return temperature**2 * (value + (-value).clamp_min(0).detach())  # rounding alone goes below 0; gradients stay
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """At least float32: half precision makes divergences negative."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
     >>> jensen_shannon(torch.tensor([[99.0, 0.0]]), torch.tensor([[0.0, 99.0]]))
     tensor([0.6931])
     """
-    s, t = _wide(student).log_softmax(-1), _wide(teacher).detach().log_softmax(-1)
+    s, t = wide(student).log_softmax(-1), wide(teacher).detach().log_softmax(-1)
     m = torch.logaddexp(s, t) - math.log(2)
     return 0.5 * (t.exp() * (t - m) + s.exp() * (s - m)).sum(-1)
 
@@ -72,8 +72,11 @@ class OnLogits(Objective):
         return ("x",)
 
     @abstractmethod
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """The loss, [B], or [] where it is ``coupled``, of logits [B, C], at least float32, the teacher's fixed."""
+    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor | Loss:
+        """The loss, [B], or [] where it is ``coupled``, of logits [B, C], at least float32, the teacher's fixed.
+
+        Where examples have weights, it is a `Loss`.
+        """
 
     def check(self, cast: Cast) -> None:
         cast.need_network("teacher", by=self)
@@ -81,23 +84,44 @@ class OnLogits(Objective):
         cast.need_fields(*self.fields, by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
-        name = type(self).__name__
-
         def loss(tick: Tick) -> Loss:
-            s, t = (logits(tick, who) for who in ("student", "teacher"))
-            if s.shape != t.shape:
-                raise Incompatible(name, need=f"a student with {t.shape[-1]} classes", got=str(s.shape[-1]))
+            s, t = both_logits(tick, by=self)
             with torch.autocast(s.device.type, enabled=False):
-                return Loss(self.value(s, t, tick.batch))
+                made = self.value(s, t, tick.batch)
+            return made if isinstance(made, Loss) else Loss(made)
 
-        return (Term(name.lower(), "student", loss, coupled=self.coupled, of=self),)
+        return (Term(type(self).__name__.lower(), "student", loss, coupled=self.coupled, of=self),)
 
 
 def logits(tick: Tick, who: str) -> Tensor:
     """A network's logits at the batch's x, at least float32, [B, C]."""
     out = tick.answer(who).out
     assert out is not None
-    return _wide(out)
+    return wide(out)
+
+
+def both_logits(tick: Tick, by: object, one: str = "student", other: str = "teacher") -> tuple[Tensor, Tensor]:
+    """Logits of two networks, [B, C] each.
+
+    Raises:
+        Incompatible: networks of different numbers of classes.
+    """
+    s, t = logits(tick, one), logits(tick, other)
+    if s.shape != t.shape:
+        raise Incompatible(type(by).__name__, need=f"a {one} with {t.shape[-1]} classes", got=str(s.shape[-1]))
+    return s, t
+
+
+def hard_labels(batch: Batch, by: object) -> Tensor:
+    """The labels y of a batch, [B] integers.
+
+    Raises:
+        Incompatible: shares of classes, as mixed examples have them.
+    """
+    y = batch["y"]
+    if y.dim() != 1 or y.is_floating_point():
+        raise Incompatible(type(by).__name__, need="labels y that are classes", got=f"y of shape {list(y.shape)}")
+    return y
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
-from limbeck.errors import Incompatible, above_zero, in_range
-from limbeck.objectives.networks.logits import logits, soft_kl
+from limbeck.errors import BadSetting, Incompatible, above_zero, in_range
+from limbeck.objectives.networks.logits import both_logits, soft_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Online(Objective):
 
     def __post_init__(self) -> None:
         in_range("weight", self.weight, 0)
+        if self.peer == "student":
+            raise BadSetting("the peer needs a name of its own, got 'student'.")
 
     @abstractmethod
     def towards(self, own: Tensor, other: Tensor, who: str) -> Tensor:
@@ -43,7 +45,7 @@ class Online(Objective):
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         def term(who: str, other: str) -> Term:
             def loss(tick: Tick) -> Loss:
-                own, theirs = logits(tick, who), logits(tick, other)
+                own, theirs = both_logits(tick, self, who, other)
                 hard = F.cross_entropy(own, tick.batch["y"], reduction="none")
                 return Loss(hard + self.weight * self.towards(own, theirs, who))
 
@@ -106,8 +108,8 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
 def balanced_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """2·(1 − a)·KL(p_t ‖ p_s) + 2·a·KL(p_s ‖ p_t), a = σ(H(p_t) − H(p_s)) for each example, [B].
 
-    Where the student is surer than the teacher, H(p_s) < H(p_t), the reverse divergence counts more, whose gradient
-    spreads a student out over what it left out; with equal entropies both count alike.
+    Where the student is surer than the teacher, H(p_s) < H(p_t), the reverse divergence counts more, which has
+    −H(p_s) in it; with equal entropies both count alike.
 
     Args:
         student: logits, [B, C].

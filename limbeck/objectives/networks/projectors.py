@@ -168,7 +168,8 @@ class OrthogonalLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features of d_t channels, of those of d_s."""
         with torch.autocast(x.device.type, enabled=False):
-            skew, one = self.weight - self.weight.T, torch.eye(len(self.weight)).to(self.weight)
+            weight = self.weight.float() if self.weight.dtype.itemsize < 4 else self.weight
+            skew, one = weight - weight.T, torch.eye(len(weight), device=x.device, dtype=weight.dtype)
             rows = torch.linalg.solve(one - skew, one + skew)[: self.few]
             return x.to(rows) @ rows
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limbeck.engine.data import Batch
 from limbeck.errors import above_zero
-from limbeck.objectives.networks.logits import OnLogits
+from limbeck.objectives.networks.logits import OnLogits, hard_labels
 
 
 def plackett_luce(student: Tensor, teacher: Tensor, y: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -22,7 +22,7 @@ def plackett_luce(student: Tensor, teacher: Tensor, y: Tensor, *, temperature: f
         y: labels, [B].
         temperature: T.
 
-    Source: PLD, 2025, arXiv 2506.12542, eq. 7.
+    Source: PLD, Bassam, Zhu & Bian 2025, arXiv 2506.12542, eq. 7.
 
     >>> plackett_luce(torch.zeros(1, 3), torch.tensor([[99.0, 0.0, 0.0]]), torch.tensor([0]))
     tensor([1.0986])
@@ -45,7 +45,7 @@ class PLD(OnLogits):
         BadSetting: a temperature that is not above 0.
         Incompatible: no teacher, no inputs x or labels y.
 
-    Source: PLD, 2025, arXiv 2506.12542.
+    Source: PLD, Bassam, Zhu & Bian 2025, arXiv 2506.12542.
 
     >>> from torch import nn
     >>> from limbeck import Dataset, distill
@@ -64,7 +64,7 @@ class PLD(OnLogits):
         return ("x", "y")
 
     def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return plackett_luce(student, teacher, batch["y"], temperature=self.temperature)
+        return plackett_luce(student, teacher, hard_labels(batch, by=self), temperature=self.temperature)
 
 
 __all__ = ["PLD", "plackett_luce"]

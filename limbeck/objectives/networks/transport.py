@@ -59,7 +59,7 @@ def sinkhorn_distance(
 
 @dataclass(frozen=True, kw_only=True)
 class SinKD(OnLogits):
-    """`sinkhorn_distance` of a batch: unlike a divergence it still has a gradient where predictions do not overlap.
+    """`sinkhorn_distance` of a batch of the student's predictions to that of the teacher's.
 
     Args:
         temperature: T.

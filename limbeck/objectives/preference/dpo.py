@@ -19,6 +19,7 @@ from limbeck.objectives.preference.rewards import Direction, Preference
 from limbeck.objectives.score.critic import denoising
 from limbeck.objectives.score.distillation import along
 from limbeck.objectives.score.parts import Weight
+from limbeck.students.generator import FewStep
 
 SIDES = ("winners", "losers")
 
@@ -33,8 +34,8 @@ class DistillationDPO(Objective):
 
         v = (win·F + lose·(1 − F))·∇ln(p/q) + (lose − win)·∇F.
 
-    Equal weights are `DMD` in expectation. The published ones, 1 and −1, push samples *down* the preference, 2∇F, and
-    those that lose more than they win away from the teacher. Two positive weights with lose > win climb it to
+    Weights of 1 are twice `DMD` in expectation. The published ones, 1 and −1, push samples *down* the preference, 2∇F,
+    and those that lose more than they win away from the teacher. Two positive weights with lose > win climb it to
     q ∝ p/(lose − (lose − win)·F). (In the released code x_t − x stands in the place of x, so that the samples cancel.)
 
     Args:
@@ -48,7 +49,7 @@ class DistillationDPO(Objective):
         critic_steps: steps of the critics to one of the student.
 
     Raises:
-        Incompatible: a teacher that is no `Denoiser`, a student that has but a number of samples.
+        Incompatible: a teacher that is no `Denoiser`, a student of a fixed number of samples or several steps.
 
     Source: Zhao et al. 2025, arXiv 2504.11447, and its released code, which has two critics.
 
@@ -77,6 +78,8 @@ class DistillationDPO(Objective):
         if student.size is not None:
             got = f"a {type(student).__name__} of {student.size}"
             raise Incompatible("DistillationDPO", need="a student that draws new samples", got=got, fit="OneStep")
+        if isinstance(student, FewStep) and (steps := len(student.ratios)) > 1:
+            raise Incompatible("DistillationDPO", need="a student of one step", got=f"one of {steps}", fit="OneStep")
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         teacher = cast.need("teacher", Denoiser, by=self)

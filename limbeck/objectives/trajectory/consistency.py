@@ -88,7 +88,7 @@ class Consistency(Objective):
             x_t, x_r = process.add_noise(x, eps, t), process.add_noise(x, eps, r)
             with torch.no_grad():
                 if teacher is not None:
-                    guided = self.guidance(teacher) if self.guidance else teacher
+                    guided = tick.guided(self.guidance, teacher)
                     x_r = heun_step(guided, x_t, t, r, cond)
                 with tick.seeded("dropout"):
                     goal = target.denoiser.denoise(x_r, r, cond)

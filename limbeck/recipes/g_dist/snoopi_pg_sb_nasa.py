@@ -54,8 +54,8 @@ def recipe(problem: Prompted2D, steps: int = 250, lo: float = 1.0, hi: float = 3
         stages=(generator("pg-sb", vsd, steps=steps, lr=2e-3, data=conditions),),
         paper=Paper("2412.02687", "Nguyen et al. 2024"),
         claim=Claim(
-            text="an empty prompt gives a class ≤ 0.5 × as often where NASA is told to stay away from it, with ≥ 0.85 "
-            "× as many samples near a mode",
+            text="NASA alone: an empty prompt gives a class ≤ 0.5 × as often where it is told to stay away from it, "
+            "with ≥ 0.85 × as many samples near a mode",
             check=avoids,
             bound=0.5,
             on="prompted2d",

@@ -15,7 +15,7 @@ from limbeck.engine import Claim, Paper, Recipe, Trial
 from limbeck.evaluate.comparison import fresh, student_of
 from limbeck.objectives import DMD, Critic, DistillationDPO, Fake, Region
 from limbeck.problems.problem import Generative
-from limbeck.recipes.claims import rerun
+from limbeck.recipes.claims import by, rerun
 from limbeck.recipes.parts import generator
 
 TIMES = LogNormal(mean=-0.2, std=1.2)
@@ -41,7 +41,8 @@ def recipe(problem: Generative, steps: int = 400) -> Recipe:
 def less_of_the_other(trial: Trial) -> float:
     """The share that is not preferred over that of DMD; infinite where accuracy falls or the exchange lowers it."""
     dmd = DMD(fake=Fake(critic=Critic(times=TIMES)), times=TIMES, shape=(), critic_steps=DPO.critic_steps)
-    students = [rerun(trial, lambda s, o=o: replace(s, objective=o)) for o in (dmd, replace(DPO, win=1.7, lose=0.3))]
+    changes = by(dmd, batch=512), by(replace(DPO, win=1.7, lose=0.3))  # as many samples, and critics learn from as many
+    students = [rerun(trial, change) for change in changes]
     (ours, right), (plain, accuracy), (other, _) = (judged(student, trial) for student in (trial.student, *students))
     return ours / plain if right >= 0.9 * accuracy and other > plain else inf
 

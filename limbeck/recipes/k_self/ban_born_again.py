@@ -29,8 +29,9 @@ def recipe(problem: Classification, steps: int = 600) -> Recipe:
         ),
         paper=Paper("1805.04770", "Furlanello et al. 2018"),
         claim=Claim(
-            text="mean held-out error of the third generation ≤ 0.95 × that by labels alone",
-            check=beats(by(CrossEntropy())),
+            text="mean held-out error of the third generation ≤ 0.95 × the lesser of those by labels alone in as many "
+            "ticks as one generation takes, and as all take",
+            check=beats(by(CrossEntropy()), by(CrossEntropy(), steps=3 * steps)),
             bound=0.95,
             on="digits-noisy",
             seeds=5,
