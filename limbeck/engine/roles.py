@@ -200,9 +200,8 @@ class Cast:
     def need_network(self, who: str, by: object) -> nn.Module:
         """The module behind a name if it maps inputs to outputs by a call; else raises `Incompatible`."""
         module = self._present(who, by)
-        if (
-            type(getattr(module, "_orig_mod", module)).forward is nn.Module.forward
-        ):  # what torch.compile made, unwrapped
+        inner = getattr(module, "_orig_mod", module)  # of what torch.compile made
+        if type(inner).forward is nn.Module.forward:
             need = f"a {who} that maps inputs to outputs"
             raise Incompatible(type(by).__name__, need=need, got=_a(type(module)), fit="a classifier")
         return module

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import pickle
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import pytest
@@ -13,16 +15,23 @@ from torch.nn import functional as F
 
 from limbeck import (
     DKD,
+    EMA,
     KD,
     OFA,
     PLD,
     SGD,
     BalancedDivergence,
+    Claim,
+    ConfidenceWeighted,
     CrossEntropy,
     Dataset,
     FitNets,
     LumiNet,
+    Mixup,
+    Mutual,
+    Objective,
     Orthogonal,
+    PermutedTeacher,
     Projection,
     Rng,
     SinKD,
@@ -43,7 +52,9 @@ from limbeck import (
     target_kl,
 )
 from limbeck.errors import BadSetting, Incompatible
+from limbeck.evaluate.classification import calibration_error, multiply_adds
 from limbeck.objectives.networks.projectors import resized
+from limbeck.problems.networks import MLP, ViT
 from tests.oracles.exact import F64, close, gradient, seeds, tensor
 
 temperatures = pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -166,7 +177,7 @@ def test_an_oblong_plan_is_the_best_one_of_a_linear_programme(seed: int) -> None
     cost = Rng(("plan", seed)).uniform(3, 5)
     rows = torch.kron(torch.eye(3), torch.ones(1, 5))
     columns = torch.kron(torch.ones(1, 3), torch.eye(5))
-    found = linprog(cost.flatten(), A_eq=torch.cat([rows, columns]), b_eq=[1 / 3] * 3 + [1 / 5] * 5)
+    found = linprog(cost.flatten().numpy(), A_eq=torch.cat([rows, columns]).numpy(), b_eq=[1 / 3] * 3 + [1 / 5] * 5)
     plan = sinkhorn(cost, blur=0.002, rounds=4000)
     assert (plan * cost).sum().item() == pytest.approx(found.fun, rel=0.01)
 
@@ -427,3 +438,150 @@ def test_peers_learn_from_where_the_other_stood() -> None:
     for net, start, grads in zip((one, other), before, wanted, strict=True):
         for p, a, g in zip(net.parameters(), start, grads, strict=True):
             close(a - p.detach(), g, 1e-10)
+
+
+# What a run makes of them
+
+
+def noted() -> tuple[nn.Module, list[str]]:
+    """A network with running statistics, and a list that grows with its passes."""
+    net, passes = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)), list[str]()
+    net.register_forward_hook(lambda *_: passes.append("one"))
+    return net, passes
+
+
+def points() -> Dataset:
+    return Dataset(x=Rng("points").normal(32, 4), y=torch.arange(32) % 3)
+
+
+def test_peers_are_asked_once_whoever_asks_first() -> None:
+    (one, ones), (other, others) = noted(), noted()
+    distill(None, {"student": one, "peer": other}, Mutual(), points(), steps=3, batch=8).finish()
+    assert len(ones) == len(others) == 3
+    assert one[1].num_batches_tracked == other[1].num_batches_tracked == 3
+
+
+def test_a_peer_of_the_students_own_name_is_refused() -> None:
+    with pytest.raises(BadSetting, match="the peer needs a name of its own"):
+        Mutual(peer="student")
+
+
+def test_compiled_networks_learn_as_plain_ones_do() -> None:
+    ends = []
+    for wrap in (lambda net: net, lambda net: torch.compile(net, backend="eager")):
+        torch.manual_seed(0)
+        teacher, student = noted()[0], noted()[0]
+        objective = KD() + FitNets(pairs={"0": "0"})
+        distill(wrap(teacher), wrap(student), objective, points(), steps=3, batch=8).finish()
+        ends.append(student[0].weight)
+    torch.testing.assert_close(*ends)
+
+
+def test_the_moving_average_is_free_of_hooks_that_write() -> None:
+    run = distill(
+        noted()[0], MLP(size=4, classes=3), FitNets(pairs={"head": "3"}), points(), steps=2, batch=8, ema=EMA()
+    )
+    student = run.finish()
+    assert pickle.loads(pickle.dumps(student)) is not None
+    taps = run.cast.taps["student"]
+    with taps:
+        student(torch.zeros(1, 4))
+    with pytest.raises(Incompatible, match="needs a pass of its module"):
+        taps["head"]
+
+
+def test_two_hints_add() -> None:
+    objective = FitNets(pairs={"0": "0"}) + FitNets(pairs={"2": "2"}, projector=Orthogonal())
+    run = distill(noted()[0], noted()[0], objective, points(), steps=2, batch=8)
+    assert sorted(next(iter(run)).norms) == ["fitnets projector 0 → 0", "fitnets projector 2 → 2", "student"]
+
+
+def test_features_are_compared_in_float32_under_autocast() -> None:
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Noted(FitNets):
+        def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+            seen.extend([student.dtype, teacher.dtype, (student @ student.T).dtype])
+            return super().value(student, teacher)
+
+    settings = {"steps": 1, "batch": 8, "autocast": torch.bfloat16}
+    distill(noted()[0], noted()[0], Noted(pairs={"2": "2"}), points(), **settings).finish()
+    assert seen == [torch.float32] * 3
+
+
+def test_weights_by_confidence_are_those_of_the_whole_batch() -> None:
+    """Cut into micro-batches, nothing changes but rounding."""
+    ends = []
+    for accumulate in (1, 4):
+        teacher, student, data = nets()
+        settings = {"steps": 3, "batch": 16, "accumulate": accumulate}
+        distill(teacher, student, ConfidenceWeighted(), data, **settings).finish()
+        ends.append(student[0].weight)
+    close(*ends, 1e-10)
+    teacher, student, data = nets()
+    run = distill(teacher, student, ConfidenceWeighted(), data, steps=1, batch=8)
+    batch = data.take(8, Rng((0, 0, "data"), part=slice(0, 8), total=8))
+    loss = F.cross_entropy(student(batch["x"]), batch["y"], reduction="none")
+    expected = (confidence_weights(teacher(batch["x"])) * loss).sum().item()
+    assert run.tick().losses["confidenceweighted"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("objective", [DKD(), PLD(), ConfidenceWeighted(), OFA(taps=("0",))], ids=repr)
+def test_mixed_labels_are_refused_where_classes_are_needed(objective: Objective) -> None:
+    run = distill(noted()[0], noted()[0], objective, Mixup(points(), classes=3), steps=1, batch=8)
+    with pytest.raises(Incompatible, match="needs labels y that are classes, got y of shape"):
+        run.finish()
+
+
+def test_other_numbers_of_classes_are_refused() -> None:
+    for objective in (KD(alpha=1.0), PermutedTeacher(), OFA(taps=("0",))):
+        with pytest.raises(Incompatible, match="needs a student with 5 classes, got 3"):
+            distill(nn.Linear(4, 5), noted()[0], objective, points(), steps=1, batch=8).finish()
+
+
+def test_globs_are_refused_where_one_place_is_meant() -> None:
+    with pytest.raises(Incompatible, match=r"FitNets needs one submodule for each tap, got 4 for '\*'"):
+        distill(noted()[0], noted()[0], FitNets(pairs={"*": "0"}), points(), steps=1, batch=8)
+    with pytest.raises(BadSetting, match="OFA needs taps of the student"):
+        OFA()
+
+
+# Mixtures, claims and figures
+
+
+def test_mixtures_are_between_two_examples_however_the_batch_is_cut() -> None:
+    x, y = Rng("mix").normal(6, 4), torch.arange(6) % 3
+    source = Mixup(Dataset(x=x, y=y), classes=3)
+    whole = source.take(8, Rng(0, part=slice(0, 8), total=8))
+    parts = [source.take(4, Rng(0, part=slice(k, k + 4), total=8)) for k in (0, 4)]
+    for name in ("x", "y"):
+        assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))
+    torch.testing.assert_close(whole["y"].sum(1), torch.ones(8))
+    for row in whole["x"]:
+        assert min((row - a).norm() + (row - b).norm() - (a - b).norm() for a in x for b in x) < 1e-5  # on a line
+    with pytest.raises(BadSetting, match="Mixup needs a source of x and y, got one without y"):
+        Mixup(Dataset(x=x), classes=3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_fails_a_claim(bad: float) -> None:
+    each = Claim(text="", check=lambda trial: 0.0, bound=1.0, on="quick")
+    for claim in (each, replace(each, mean=True)):
+        assert claim.holds([0.5, 0.9])
+        assert not any(claim.holds(row) for row in ([bad, 0.5], [0.5, bad], [0.5, bad, 0.5]))
+    assert not each.holds([0.5, 1.2]) and replace(each, mean=True).holds([0.5, 1.2])
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two of four right at .9 (one bin) and one of one at .6: (4·.4 + 1·.4)/5."""
+    p = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
+    assert calibration_error(p, torch.tensor([0, 0, 1, 1, 0])) == pytest.approx((4 * 0.4 + 0.4) / 5, abs=1e-6)
+    assert calibration_error(p, torch.tensor([0, 0, 1, 1, 0]), bins=1) == pytest.approx(abs(0.84 - 0.6), abs=1e-6)
+
+
+def test_multiply_adds_count_attention_too() -> None:
+    """A block: 4·N·w² of the projections, 4·N·w² of the perceptron, 2·N²·w of the attention; patches and head."""
+    n, w, blocks = 16, 32, 3
+    expected = blocks * (8 * n * w * w + 2 * n * n * w) + n * 4 * w + w * 10
+    assert multiply_adds(ViT(size=8, classes=10).eval(), torch.zeros(1, 1, 8, 8)) == expected
