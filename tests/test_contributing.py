@@ -25,7 +25,7 @@ def test_it_learns(example):
     torch.manual_seed(0)
     teacher, student, data = nn.Linear(4, 3), nn.Linear(4, 3), Dataset(x=torch.randn(64, 4))
     steps = [*distill(teacher, student, example["LogitRegression"](), data, steps=200, batch=16, optim=Adam(lr=0.02))]
-    assert steps[-1].losses["logit_regression"] < 0.1 * steps[0].losses["logit_regression"]
+    assert steps[-1].losses["logitregression"] < 0.1 * steps[0].losses["logitregression"]
 
 
 def test_it_refuses_what_does_not_fit(example):

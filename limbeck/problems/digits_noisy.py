@@ -9,6 +9,7 @@ from limbeck.rng import Rng
 class DigitsNoisy(DigitsClassify):
     """Thirty images a class, a fifth of them with a label drawn at random from the other nine, for the perceptron.
 
+    >>> from limbeck.problems.digits import split
     >>> problem = DigitsNoisy()
     >>> clean = split()[1][problem.rows]
     >>> round((problem.train[1] != clean).double().mean().item(), 1)

@@ -1,6 +1,6 @@
 """SIM: score implicit matching by the pseudo-Huber distance of scores, in one step. arXiv 2410.16794.
 
-The distance divides each example's gradient by how far its scores are apart; distances beyond 1 count as far (1e-3 in
+The distance divides each example's gradient by how far its scores are apart, and is quadratic below 1 (1e-3 in
 the paper). One pass from σ = 1 on digits. The paper uses no data: a diffusion GAN is added here, as in `sid-fewstep`.
 """
 
