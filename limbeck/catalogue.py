@@ -111,9 +111,9 @@ def problems() -> dict[str, Path]:
 def find_problem(name: str) -> Path:
     """The file of a built-in problem, or of a user's own.
 
-    >>> find_problem("digit")
+    >>> find_problem("sequence")
     Traceback (most recent call last):
-    limbeck.errors.BadSetting: there is no problem 'digit'; did you mean digits? A path to a Python file fits too.
+    limbeck.errors.BadSetting: there is no problem 'sequence'; did you mean sequences? A path to a Python file fits too.
     """
     return problems()[name] if name in problems() else _own(name, "problem", problems())
 
@@ -155,7 +155,7 @@ def hint(name: str, known: Iterable[str]) -> str:
         f"; did you mean {' or '.join(close)}?"
         if close
         else f"; there are {', '.join(known)}."
-        if len(known) < 12
+        if len(known) < 24
         else "."
     )
 
