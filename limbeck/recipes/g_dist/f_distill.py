@@ -2,8 +2,8 @@
 
 Settings are those of `dmd2`: one pass from σ = 1 on digits, two steps of the critic to one of the student. At this size
 the divergence makes no difference that seeds do not: 0.70 ± 0.11 here, 0.69 ± 0.03 by DMD2, whose divergence has h = 1.
-Without the GAN, which covers modes by itself, recall is .87 for forward KL and .88 to .89 for Jensen-Shannon, .84 to .86
-for the reverse divergence (two seeds, 1 800 ticks of 128).
+Without the GAN, which covers modes by itself, recall is .87 for forward KL and .88 to .89 for Jensen-Shannon, .84 to
+.86 for the reverse divergence (two seeds, 1 800 ticks of 128).
 """
 
 from limbeck.engine import Paper, Recipe
