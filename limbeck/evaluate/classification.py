@@ -20,7 +20,7 @@ def calibration_error(probabilities: Tensor, y: Tensor, *, bins: int = 15) -> fl
         y: classes, [N] integers.
         bins: how many.
 
-    Source: Guo et al. 2017, arXiv 1706.04599, eq. 3.
+    Source: Guo et al. 2017, arXiv 1706.04599.
 
     >>> calibration_error(torch.tensor([[0.8, 0.2], [0.8, 0.2]]), torch.tensor([0, 1])) - 0.3 < 1e-6
     True

@@ -142,7 +142,7 @@ class PairGAN(ConditionalGAN):
     Raises:
         Incompatible: a student of several steps, data without fields noise and x, or without ``other`` if it is needed.
 
-    Source: Diffusion2GAN, Kang et al. 2024, arXiv 2405.05967, sec. 3.3, with noise levels in the place of scales.
+    Source: Diffusion2GAN, Kang et al. 2024, arXiv 2405.05967, with noise levels in the place of scales.
 
     >>> from limbeck import Dataset, OneStep, Trained, distill
     >>> from limbeck.problems.networks import ResidualMLP
@@ -258,7 +258,7 @@ class StepRegression(Steps):
         Incompatible: no data, a student that is no few-step generator, or one of another process than the teacher's.
 
     Source: Salimans & Ho 2022, arXiv 2202.00512, algorithm 2, with EDM's weight; the first stage of SDXL-Lightning,
-    arXiv 2402.13929, eq. 6, has none, on x_s.
+    arXiv 2402.13929, has none, on x_s.
 
     >>> from limbeck import FewStep, GaussianMixture, distill
     >>> teacher = GaussianMixture(means=torch.ones(2, 2))
@@ -290,7 +290,7 @@ class StepGAN(Steps, ConditionalGAN):
     Raises:
         Incompatible: no data, a student that is no few-step generator, or a teacher that shows no features.
 
-    Source: Lin et al. 2024, arXiv 2402.13929, eq. 8 to 14.
+    Source: Lin et al. 2024, arXiv 2402.13929.
 
     >>> from limbeck import FewStep, Trained, distill
     >>> from limbeck.problems.networks import ResidualMLP

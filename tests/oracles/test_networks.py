@@ -26,6 +26,7 @@ from limbeck import (
     CrossEntropy,
     Dataset,
     FitNets,
+    JensenShannonKD,
     LumiNet,
     Mixup,
     Mutual,
@@ -84,7 +85,7 @@ def test_dkd_parts_are_the_divergences_of_torch(seed: int, temperature: float) -
 @seeds
 @temperatures
 def test_kd_is_dkd_under_the_teachers_own_weight(seed: int, temperature: float) -> None:
-    """KL = target + (1 − p_y)·rest, p_y the teacher's (arXiv 2203.08679, eq. 6)."""
+    """KL = target + (1 − p_y)·rest, p_y the teacher's (arXiv 2203.08679)."""
     s, t, y = logits(seed)
     p = (t / temperature).softmax(1).gather(1, y[:, None])[:, 0]
     parts = [f(s, t, y, temperature=temperature) for f in (target_kl, rest_kl)]
@@ -585,3 +586,46 @@ def test_multiply_adds_count_attention_too() -> None:
     n, w, blocks = 16, 32, 3
     expected = blocks * (8 * n * w * w + 2 * n * n * w) + n * 4 * w + w * 10
     assert multiply_adds(ViT(size=8, classes=10).eval(), torch.zeros(1, 1, 8, 8)) == expected
+
+
+# Objectives are their losses, with their weights
+
+
+@seeds
+def test_dkd_weighs_label_and_rest(seed: int) -> None:
+    s, t, y = logits(seed)
+    parts = [f(s, t, y, temperature=2.0) for f in (target_kl, rest_kl)]
+    close(DKD(alpha=2.0, beta=3.0, temperature=2.0).value(s, t, {"y": y}), 2 * parts[0] + 3 * parts[1])
+
+
+@seeds
+def test_the_label_free_objective_is_the_divergence(seed: int) -> None:
+    s, t, _ = logits(seed)
+    close(JensenShannonKD().value(s, t, {}), jensen_shannon(s, t))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_peers_follow_the_divergence_from_each_other(weight: float) -> None:
+    s, t, _ = logits(0)
+    objective = Mutual(weight=weight)
+    for own, other, who in ((s, t, "student"), (t, s, "peer")):
+        close(objective.towards(own, other, who), kl_divergence(Categorical(logits=other), Categorical(logits=own)))
+    one, two, data = (*nets()[:2], nets()[2])
+    x = data.take(8, Rng((0, 0, "data"), part=slice(0, 8), total=8))
+    own, other = one(x["x"]), two(x["x"])
+    expected = F.cross_entropy(own, x["y"]) + weight * soft_kl(own, other).mean()
+    run = distill(None, {"student": one, "peer": two}, objective, data, steps=1, batch=8)
+    assert run.tick().losses["mutual student"] == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_a_shuffled_teacher_is_followed_by_cross_entropy() -> None:
+    """Of a teacher that is as unsure of all other classes the order of these does not matter."""
+    teacher, student, data = nets()
+    with torch.no_grad():
+        teacher[2].weight.zero_()
+        teacher[2].bias.copy_(tensor(2.0, 0.5, 0.5))
+    p = teacher[2].bias.detach().softmax(0)
+    x = data.take(8, Rng((0, 0, "data"), part=slice(0, 8), total=8))["x"]
+    expected = -(p * student(x).log_softmax(1)).sum(1).mean().item()
+    run = distill(teacher, student, PermutedTeacher(), data, steps=1, batch=8)
+    assert run.tick().losses["permutedteacher"] == pytest.approx(expected, rel=1e-12)

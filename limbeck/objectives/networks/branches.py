@@ -29,7 +29,7 @@ def adaptive_target(
         gamma: γ.
         temperature: T.
 
-    Source: OFA-KD, Hao et al. 2023, arXiv 2310.19444, eq. 4, as in the released code: the other classes' probabilities
+    Source: OFA-KD, Hao et al. 2023, arXiv 2310.19444, as in the released code: the other classes' probabilities
     are raised to γ too.
 
     >>> import torch
@@ -82,7 +82,7 @@ class OFA(Objective):
         BadSetting: exponents that are not above 0 or not as many as taps.
         Incompatible: no teacher, no such taps, no inputs x or labels y.
 
-    Source: Hao et al. 2023, arXiv 2310.19444, eq. 4 and 5; the authors add cross-entropy.
+    Source: Hao et al. 2023, arXiv 2310.19444; the authors add cross-entropy.
 
     >>> import torch
     >>> from limbeck import Dataset, distill

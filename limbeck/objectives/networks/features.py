@@ -82,6 +82,10 @@ def one_each(found: tuple[str, ...], picks: tuple[str, ...], by: object) -> None
 def mean_square(student: Tensor, teacher: Tensor) -> Tensor:
     """mean (s − t)² over all numbers of each example, [B].
 
+    Args:
+        student: features s, [B, …].
+        teacher: features t, of the same shape.
+
     >>> import torch
     >>> mean_square(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
     tensor([12.5000])
@@ -99,7 +103,7 @@ class FitNets(OnFeatures):
         BadSetting: no pairs.
         Incompatible: no such taps, features that the projector cannot bring together, no data with x.
 
-    Source: Romero et al. 2014, arXiv 1412.6550, eq. 3; hints count all the time here, beside other losses, where the
+    Source: Romero et al. 2014, arXiv 1412.6550; hints count all the time here, beside other losses, where the
     paper trains the lower half by them first.
 
     >>> import torch

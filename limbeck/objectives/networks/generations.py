@@ -19,7 +19,7 @@ def confidence_weights(teacher: Tensor) -> Tensor:
     Args:
         teacher: logits, [B, C].
 
-    Source: Furlanello et al. 2018, arXiv 1805.04770, eq. 9.
+    Source: Furlanello et al. 2018, arXiv 1805.04770.
 
     >>> confidence_weights(torch.zeros(4, 3))
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
@@ -35,7 +35,7 @@ class ConfidenceWeighted(OnLogits):
     Raises:
         Incompatible: no teacher, no inputs x or labels y.
 
-    Source: CWTM, Furlanello et al. 2018, arXiv 1805.04770, eq. 9.
+    Source: CWTM, Furlanello et al. 2018, arXiv 1805.04770.
 
     >>> from torch import nn
     >>> from limbeck import Dataset, distill
@@ -51,6 +51,7 @@ class ConfidenceWeighted(OnLogits):
 
     def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Loss:
         y = hard_labels(batch, by=self)
+        # not `confidence_weights`: the loop divides by the sum over all of the tick, of whatever micro-batches
         return Loss(F.cross_entropy(student, y, reduction="none"), weight=teacher.softmax(1).amax(1))
 
 
@@ -61,7 +62,7 @@ def permuted(p: Tensor, scores: Tensor) -> Tensor:
         p: [B, C].
         scores: random numbers, [B, C], whose ranks say which goes where.
 
-    Source: DKPP, Furlanello et al. 2018, arXiv 1805.04770, eq. 10.
+    Source: DKPP, Furlanello et al. 2018, arXiv 1805.04770.
 
     >>> permuted(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.0, 2.0, 1.0]]))
     tensor([[0.7000, 0.1000, 0.2000]])
@@ -80,7 +81,7 @@ class PermutedTeacher(Objective):
     Raises:
         Incompatible: no teacher, no inputs x.
 
-    Source: DKPP, Furlanello et al. 2018, arXiv 1805.04770, eq. 10.
+    Source: DKPP, Furlanello et al. 2018, arXiv 1805.04770.
 
     >>> from torch import nn
     >>> from limbeck import Dataset, distill

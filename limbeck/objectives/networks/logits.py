@@ -47,7 +47,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
         student: logits, [B, C].
         teacher: logits, [B, C]; no gradient flows to them.
 
-    Source: Lin 1991, "Divergence measures based on the Shannon entropy", eq. 4.1.
+    Source: Lin 1991, "Divergence measures based on the Shannon entropy".
 
     >>> jensen_shannon(torch.tensor([[99.0, 0.0]]), torch.tensor([[0.0, 99.0]]))
     tensor([0.6931])
@@ -171,7 +171,7 @@ class JensenShannonKD(OnLogits):
     Raises:
         Incompatible: no teacher, no inputs x.
 
-    Source: SSLD, Cui et al. 2021, arXiv 2103.05959, eq. 4.
+    Source: SSLD, Cui et al. 2021, arXiv 2103.05959.
 
     >>> from torch import nn
     >>> from limbeck import Dataset, distill

@@ -63,7 +63,7 @@ class Mutual(Online):
     Raises:
         Incompatible: no second student, no inputs x or labels y.
 
-    Source: Zhang et al. 2017, arXiv 1706.00384, eq. 5 and 6; both step at once here, in turn there.
+    Source: Zhang et al. 2017, arXiv 1706.00384; both step at once here, in turn there.
 
     >>> import torch
     >>> from torch import nn
@@ -79,7 +79,10 @@ class Mutual(Online):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """−Σ_c p_c·ln p_c of softmax(z), [B].
+    """−Σ_c p_c·ln p_c of p = softmax(z), in nats, [B].
+
+    Args:
+        logits: z, [B, C].
 
     >>> import torch
     >>> entropy(torch.zeros(1, 2))
@@ -116,7 +119,7 @@ def balanced_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -
         teacher: logits, [B, C]; no gradient flows to them.
         temperature: T of both divergences; entropies are at T = 1.
 
-    Source: BD-KD, Amara et al. 2022, arXiv 2212.12965, which weighs by the sign of the gap; this is a smooth form.
+    Source: BD-KD, Amara et al. 2022, arXiv 2212.12965, for the idea; the form of the weights is ours.
 
     >>> import torch
     >>> balanced_kl(torch.zeros(1, 2), torch.zeros(1, 2))

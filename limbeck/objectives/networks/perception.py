@@ -17,7 +17,7 @@ def perceived(logits: Tensor, *, eps: float = 1e-5) -> Tensor:
         logits: z, [B, C].
         eps: added to the variances, which divide by B.
 
-    Source: LumiNet, Hossain et al. 2023, arXiv 2310.03669, eq. 3.
+    Source: LumiNet, Hossain et al. 2023, arXiv 2310.03669.
 
     >>> import torch
     >>> perceived(torch.tensor([[0.0, 5.0], [2.0, 9.0]]))

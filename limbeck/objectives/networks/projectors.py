@@ -78,6 +78,9 @@ class Same(Projector):
 
     Raises:
         Incompatible: other numbers of channels.
+
+    >>> Same().build(torch.Size([8, 16, 4, 4]), torch.Size([8, 16, 2, 2]))(torch.ones(3, 16, 4, 4)).shape
+    torch.Size([3, 16, 2, 2])
     """
 
     learns = False
@@ -143,7 +146,7 @@ class Orthogonal(Projector):
     Raises:
         Incompatible: more channels than the teacher has.
 
-    Source: V_kD, Miles et al. 2024, arXiv 2403.06213, sec. 3, which takes exp(A); Cayley's map is as free, and cheaper.
+    Source: V_kD, Miles et al. 2024, arXiv 2403.06213; the map of A to rotations is Cayley's here.
 
     >>> made = Orthogonal().build(torch.Size([8, 3]), torch.Size([8, 5]))
     >>> x = torch.randn(4, 3)

@@ -22,7 +22,7 @@ def plackett_luce(student: Tensor, teacher: Tensor, y: Tensor, *, temperature: f
         y: labels, [B].
         temperature: T.
 
-    Source: PLD, Bassam, Zhu & Bian 2025, arXiv 2506.12542, eq. 7.
+    Source: PLD, Bassam, Zhu & Bian 2025, arXiv 2506.12542.
 
     >>> plackett_luce(torch.zeros(1, 3), torch.tensor([[99.0, 0.0, 0.0]]), torch.tensor([0]))
     tensor([1.0986])

@@ -46,7 +46,7 @@ def sinkhorn_distance(
         blur: see `sinkhorn`.
         rounds: see `sinkhorn`.
 
-    Source: SinKD, Cui et al. 2024, arXiv 2402.17110, eq. 4 to 9; marginals are 1/B here (1 in the released code, which
+    Source: SinKD, Cui et al. 2024, arXiv 2402.17110; marginals are 1/B here (1 in the released code, which
     is B times as long and leaves out T).
 
     >>> sinkhorn_distance(torch.zeros(2, 3), torch.zeros(2, 3))
