@@ -37,6 +37,7 @@ def parse(text: str) -> Doc:
     for block in re.split(r"\n[ ]*\n", inspect.cleandoc(text).partition(">>>")[0].rstrip()):
         head = block.partition("\n")[0]
         if head.startswith("Args:"):
+            # the pattern fits any text
             note, entries = re.fullmatch(r"Args:(.*?)((?:\n    .*)*)", block, re.S).groups()  # type: ignore[union-attr]
             note = re.sub(r"^those of `\w+`(; |\.$)", "", _joined(note))  # what they are told anyhow
             prose += [note] if note else []

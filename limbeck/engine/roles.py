@@ -305,6 +305,7 @@ class Cast:
         if name not in self.kept:
             with seeded(*self._seed, "init", name):
                 self.kept[name] = make()
+        # what ``make`` made the first time, of its type
         return self.kept[name]  # type: ignore[return-value]
 
     @contextmanager

@@ -95,5 +95,6 @@ class Phased(Denoiser):
         begins = torch.tensor(self.ratios[1:], dtype=torch.float64, device=t.device)
         index = (self.process.ratio(t)[:, None] <= begins * (1 + 1e-9)).sum(1)  # a level that was converted rounds
         parts = [(self.experts[k], (index == k).nonzero()[:, 0]) for k in index.unique().tolist()]
+        # a list of modules does not tell that they are denoisers
         x0 = [expert.denoise(x_t[part], t[part], rows(cond, part)) for expert, part in parts]  # type: ignore[operator]
         return torch.cat(x0)[torch.cat([part for _, part in parts]).argsort()]

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from limbeck.diffusion import Denoiser
 from limbeck.engine import EMA, Adam, Claim, Linear, Objective, Paper, Prior, Recipe, Stage, Trial
 from limbeck.evaluate.comparison import fresh, student_of
 from limbeck.objectives import StepGAN, StepRegression
@@ -50,16 +51,22 @@ def stage(name: str, k: int, objective: Objective, teacher: str = "", start: str
     """k steps, taught by the result of one earlier stage, from that of another; by the problem's teacher without."""
 
     def knows(problem: Generative, prior: Prior) -> Mapping[str, nn.Module]:
-        before = prior.student(teacher).denoiser if teacher else problem.teacher  # type: ignore[union-attr]
-        return {"teacher": before, "base": problem.teacher}  # type: ignore[dict-item]
+        return {"teacher": network(prior, teacher) if teacher else problem.teacher, "base": problem.teacher}
 
     def learns(problem: Generative, prior: Prior) -> nn.Module:
-        before = deepcopy(prior.student(start).denoiser) if start else problem.network()  # type: ignore[union-attr]
-        return Trajectory(before.requires_grad_(True), ratios=grid(problem, k), shape=problem.shape)  # type: ignore[operator]
+        net = deepcopy(network(prior, start)).requires_grad_(True) if start else problem.network()
+        return Trajectory(net, ratios=grid(problem, k), shape=problem.shape)
 
     optim = {"default": ADAM, **({"discriminator": replace(ADAM, lr=1e-3)} if isinstance(objective, StepGAN) else {})}
     ema = EMA(decay=0.98)
     return Stage(name=name, steps=steps, objective=objective, student=learns, teacher=knows, optim=optim, ema=ema)
+
+
+def network(prior: Prior, name: str) -> Denoiser:
+    """The network of the student that an earlier stage left."""
+    student = prior.student(name)
+    assert isinstance(student, Trajectory)
+    return student.denoiser
 
 
 def grid(problem: Generative, k: int) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ def untrained(problem: Generative, prior: Prior) -> OneStep:
     network = problem.network()
     layers = [layer for layer in network.modules() if hasattr(layer, "reset_parameters")]
     for layer in layers:
+        # `layers` has those that can
         layer.reset_parameters()  # type: ignore[operator]
     for parameter in layers[-1].parameters():
         nn.init.zeros_(parameter)

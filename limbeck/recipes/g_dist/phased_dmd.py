@@ -28,6 +28,7 @@ def expert(k: int) -> Callable[[Generative, Prior], Trajectory]:
         if k > 0:
             before = prior.student(f"phase{k}")
             assert isinstance(before, Trajectory) and isinstance(before.denoiser, Phased)
+            # what an earlier phase left has experts
             experts = [*before.denoiser.clone(trainable=False).experts, *experts]  # type: ignore[list-item, misc]
         denoiser = Phased(experts, ratios=RATIOS[: k + 1])
         return Trajectory(denoiser, ratios=RATIOS, shape=problem.shape, only=(k,))
@@ -37,6 +38,7 @@ def expert(k: int) -> Callable[[Generative, Prior], Trajectory]:
 
 def matched(critic: str) -> PhasedDMD:
     """The objective of every phase, whose critic learns this."""
+    # `critic` is one of the names that `Onward` knows
     fake = Fake(critic=Critic(times=TIMES, noise=Onward(critic=critic)))  # type: ignore[arg-type]
     return PhasedDMD(fake=fake, times=TIMES, critic_steps=1)
 

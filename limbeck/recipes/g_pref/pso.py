@@ -69,6 +69,7 @@ def against_denoising(trial: Trial) -> float:
     net = deepcopy(before.denoiser).requires_grad_(True)
     data = other(problem, trial.prior)
     net = distill(None, net, naive, data, steps=stage.steps, optim=stage.optim, ema=stage.ema, seed=seed).finish()
+    # a denoiser went in, so one comes out
     tuned = FewStep(net, ratios=before.ratios, shape=before.shape)  # type: ignore[arg-type]
 
     @torch.no_grad()

@@ -56,6 +56,7 @@ def nearer_than_start_and_unheld(trial: Trial) -> float:
     assert isinstance(stage, Stage)
     unheld = replace(stage, objective=Reward(reward=Classified()))
     free = run_recipe(replace(trial.recipe, stages=(unheld,)), trial.problem, seed=trial.seed)
+    # the stage makes one module here, never several
     students: tuple[nn.Module, ...] = (trial.student, stage.student(trial.problem, trial.prior), free.student)  # type: ignore[assignment]
     ours, start, other = (transport(student, trial.problem, trial.seed) for student in students)
     return ours / min(start, other)
