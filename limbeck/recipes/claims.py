@@ -80,12 +80,19 @@ def by(objective: Objective, **settings: Any) -> Callable[[Stage], Stage]:
     return lambda stage: replace(stage, objective=objective, **settings)
 
 
-def beats(*changes: Callable[[Stage], Stage]) -> Callable[[Trial], float]:
-    """The held-out error over the least of those of the same recipe with each of these changes to its stages."""
+def beats(
+    *changes: Callable[[Stage], Stage], figure: Callable[[nn.Module, Any, int], float] = error
+) -> Callable[[Trial], float]:
+    """A figure of the result over the least of those of the same recipe with each of these changes to its stages.
+
+    Args:
+        changes: a stage → that of a baseline; also asked for stages that stay as they are.
+        figure: (student, problem, seed) → a number that is better if lower; the held-out error by default.
+    """
 
     def check(trial: Trial) -> float:
         others = [rerun(trial, change) for change in changes]
-        ours, *theirs = (error(student, trial.problem, trial.seed) for student in (trial.student, *others))
+        ours, *theirs = (figure(student, trial.problem, trial.seed) for student in (trial.student, *others))
         return ours / min(theirs)
 
     return check

@@ -5,6 +5,8 @@ import math
 import pickle
 from dataclasses import dataclass, replace
 from itertools import permutations
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -52,6 +54,7 @@ from limbeck import (
     soft_kl,
     target_kl,
 )
+from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.evaluate.classification import calibration_error, multiply_adds
 from limbeck.objectives.networks.projectors import resized
@@ -65,6 +68,11 @@ def logits(seed: int, n: int = 6, classes: int = 5, scale: float = 3.0) -> tuple
     rng = Rng(("networks", seed))
     s, t = (scale * rng.normal(n, classes, dtype=F64) for _ in range(2))
     return s, t, rng.integers(n, classes)
+
+
+def given(**batch: Tensor) -> Tick:
+    """A tick of which a loss looks at the batch alone."""
+    return cast(Tick, SimpleNamespace(batch=batch))
 
 
 # DKD
@@ -96,7 +104,7 @@ def test_dkd_is_finite_where_the_label_has_all_of_the_probability() -> None:
     """Logarithms of summed probabilities would be of a rounded 0 here."""
     s, t, y = torch.tensor([[300.0, 0, 0], [0, 300.0, 0]]), torch.tensor([[200.0, 0, 1], [500.0, 0, 1]]), torch.zeros(2)
     s.requires_grad_()
-    value = DKD(temperature=1.0).value(s, t, {"y": y.long()})
+    value = DKD(temperature=1.0).value(s, t, given(y=y.long()))
     value.sum().backward()
     assert value.isfinite().all() and s.grad is not None and s.grad.isfinite().all()
 
@@ -228,7 +236,7 @@ def test_luminet_is_kd_of_what_is_perceived(seed: int, temperature: float) -> No
     s, t, _ = logits(seed)
     h, g = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (s, t))
     kl = kl_divergence(Categorical(logits=g / temperature), Categorical(logits=h / temperature))
-    close(LumiNet(temperature=temperature).value(s, t, {}), temperature**2 * kl.mean())
+    close(LumiNet(temperature=temperature).value(s, t, given()), temperature**2 * kl.mean())
 
 
 # Jensen-Shannon
@@ -502,9 +510,9 @@ def test_features_are_compared_in_float32_under_autocast() -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Noted(FitNets):
-        def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
             seen.extend([student.dtype, teacher.dtype, (student @ student.T).dtype])
-            return super().value(student, teacher)
+            return super().value(student, teacher, tick)
 
     settings = {"steps": 1, "batch": 8, "autocast": torch.bfloat16}
     distill(noted()[0], noted()[0], Noted(pairs={"2": "2"}), points(), **settings).finish()
@@ -595,13 +603,13 @@ def test_multiply_adds_count_attention_too() -> None:
 def test_dkd_weighs_label_and_rest(seed: int) -> None:
     s, t, y = logits(seed)
     parts = [f(s, t, y, temperature=2.0) for f in (target_kl, rest_kl)]
-    close(DKD(alpha=2.0, beta=3.0, temperature=2.0).value(s, t, {"y": y}), 2 * parts[0] + 3 * parts[1])
+    close(DKD(alpha=2.0, beta=3.0, temperature=2.0).value(s, t, given(y=y)), 2 * parts[0] + 3 * parts[1])
 
 
 @seeds
 def test_the_label_free_objective_is_the_divergence(seed: int) -> None:
     s, t, _ = logits(seed)
-    close(JensenShannonKD().value(s, t, {}), jensen_shannon(s, t))
+    close(JensenShannonKD().value(s, t, given()), jensen_shannon(s, t))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
@@ -629,3 +637,37 @@ def test_a_shuffled_teacher_is_followed_by_cross_entropy() -> None:
     expected = -(p * student(x).log_softmax(1)).sum(1).mean().item()
     run = distill(teacher, student, PermutedTeacher(), data, steps=1, batch=8)
     assert run.tick().losses["permutedteacher"] == pytest.approx(expected, rel=1e-12)
+
+
+# who learns from whom
+
+
+def test_a_loss_follows_the_teacher_that_it_names() -> None:
+    teacher, student, data = nets()
+    second = copy.deepcopy(student)
+    own = {"teacher": teacher, "second": second}
+    run = distill(own, student, KD(alpha=1.0, teacher="second") + KD(alpha=1.0), data, steps=1, batch=8)
+    losses = next(iter(run)).losses
+    assert sorted(losses) == ["kd", "kd second"]
+    assert losses["kd second"] == 0 < losses["kd"]
+
+
+def test_mutual_learning_is_the_sum_of_its_parts() -> None:
+    one, other, data = nets()
+    ends = []
+    for objective in (
+        Mutual(),
+        CrossEntropy() + KD(alpha=1.0, temperature=1.0, teacher="peer")
+        + CrossEntropy(student="peer") + KD(alpha=1.0, temperature=1.0, student="peer", teacher="student"),
+    ):  # fmt: skip
+        both = {"student": copy.deepcopy(one).requires_grad_(), "peer": copy.deepcopy(other).requires_grad_()}
+        distill(None, both, objective, data, steps=3, batch=8).finish()
+        ends.append([p.detach() for net in both.values() for p in net.parameters()])
+    for mine, theirs in zip(*ends, strict=True):
+        close(mine, theirs, tolerance=1e-6)
+
+
+def test_a_name_that_nobody_bears_is_refused() -> None:
+    teacher, student, data = nets()
+    with pytest.raises(Incompatible, match="'elder'"):
+        distill(teacher, student, KD(teacher="elder"), data, steps=1, batch=8)

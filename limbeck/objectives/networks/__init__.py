@@ -11,6 +11,7 @@ from limbeck.objectives.networks.generations import (
 )
 from limbeck.objectives.networks.logits import (
     KD,
+    Between,
     CrossEntropy,
     JensenShannonKD,
     OnLogits,
@@ -26,7 +27,7 @@ from limbeck.objectives.networks.online import (
     reverse_kl,
 )
 from limbeck.objectives.networks.perception import LumiNet, perceived
-from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same
+from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 
@@ -36,6 +37,7 @@ __all__ = [
     "OFA",
     "PLD",
     "BalancedDivergence",
+    "Between",
     "ConfidenceWeighted",
     "CrossEntropy",
     "FitNets",
@@ -51,6 +53,7 @@ __all__ = [
     "Projector",
     "Same",
     "SinKD",
+    "Unchanged",
     "adaptive_target",
     "balanced_kl",
     "confidence_weights",

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.engine.objective import Loss, Objective, Term
+from limbeck.engine.objective import Loss, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, above_zero
 from limbeck.objectives.networks.features import one_each
-from limbeck.objectives.networks.logits import both_logits, hard_labels
+from limbeck.objectives.networks.logits import Between, both_logits, hard_labels
 from limbeck.objectives.networks.projectors import channels
 
 
@@ -66,7 +66,7 @@ class Exit(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OFA(Objective):
+class OFA(Between):
     """`adaptive_target` at the student's logits and at an exit from each tapped stage, mean over exits.
 
     Exits learn along with the student and are dropped afterwards. Features of the teacher are not used, so that the
@@ -110,32 +110,32 @@ class OFA(Objective):
     def _gammas(self) -> tuple[float, ...]:
         return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,) * len(self.taps)
 
-    def check(self, cast: Cast) -> None:
-        cast.need_network("teacher", by=self)
-        cast.need_network("student", by=self)
-        cast.need_fields("x", "y", by=self)
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("x", "y")
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
-        one_each(cast.tap("student", *self.taps, by=self), self.taps, by=self)
+        one_each(cast.tap(self.student, *self.taps, by=self), self.taps, by=self)
         role = (f"exits at {', '.join(self.taps)}",)
         exits = cast.role(*role, lambda: self._exits(cast), spec=self).module
         assert isinstance(exits, nn.ModuleList)
 
         def loss(tick: Tick) -> Loss:
-            (s, t), y, seen = both_logits(tick, by=self), hard_labels(tick.batch, by=self), tick.answer("student")
+            s, t = both_logits(tick, self, self.student, self.teacher)
+            y, seen = hard_labels(tick.batch, by=self), tick.answer(self.student)
             value = adaptive_target(s, t, y, gamma=self.final, temperature=self.temperature)
             for name, module, gamma in zip(self.taps, exits, self._gammas, strict=True):
                 out = module(seen.features[name]).to(s)
                 value = value + adaptive_target(out, t, y, gamma=gamma, temperature=self.temperature) / len(self.taps)
             return Loss(value)
 
-        return (Term("ofa", ("student", *role), loss, of=self),)
+        return (Term(self.name, (self.student, *role), loss, of=self),)
 
     def _exits(self, cast: Cast) -> nn.ModuleList:
-        seen, known = cast.dry("student").features, cast.dry("teacher").out
+        seen, known = cast.dry(self.student).features, cast.dry(self.teacher).out
         assert known is not None
         made = (Exit(seen[name].shape, known.shape[1]) for name in self.taps)
-        return nn.ModuleList(made).to(next(cast.student.parameters()))
+        return nn.ModuleList(made).to(next(cast.module(self.student).parameters()))
 
 
 __all__ = ["OFA", "Exit", "adaptive_target"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.engine.data import Batch
+from limbeck.engine.tick import Tick
 from limbeck.errors import Incompatible, above_zero, in_range
 from limbeck.objectives.networks.logits import OnLogits, hard_labels, soft_kl
 
@@ -91,10 +91,10 @@ class DKD(OnLogits):
     def fields(self) -> tuple[str, ...]:
         return ("x", "y")
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
         if student.shape[1] < 3:
             raise Incompatible("DKD", need="three or more classes", got=str(student.shape[1]), fit="KD()")
-        y = hard_labels(batch, by=self)
+        y = hard_labels(tick.batch, by=self)
         label, rest = (f(student, teacher, y, temperature=self.temperature) for f in (target_kl, rest_kl))
         return self.alpha * label + self.beta * rest
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.objective import Loss, Objective, Term
+from limbeck.engine.objective import Loss, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible
-from limbeck.objectives.networks.logits import wide
+from limbeck.objectives.networks.logits import Between, wide
 from limbeck.objectives.networks.projectors import Projection, Projector
 
 Pairs = tuple[tuple[str, str], ...]
@@ -19,10 +19,10 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnFeatures(Objective):
+class OnFeatures(Between):
     """A loss of pairs of features, Σ over pairs. A subclass is a frozen dataclass with `value`.
 
-    Args:
+    Args: those of `Between`.
         pairs: taps of the student and the teacher's beside them, ``{"blocks.1": "layer3"}``; names, see `tap`.
         projector: of the student's features.
     """
@@ -37,21 +37,18 @@ class OnFeatures(Objective):
             raise BadSetting(f"{type(self).__name__} needs pairs of taps, such as pairs={{'blocks.1': 'layer3'}}.")
 
     @abstractmethod
-    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of one pair, [B]: projected features of the student, and the teacher's, of equal shapes."""
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+        """The loss of one pair, [B], or [] where it is ``coupled``: projected features of the student, the teacher's.
 
-    def check(self, cast: Cast) -> None:
-        cast.need_network("teacher", by=self)
-        cast.need_network("student", by=self)
-        cast.need_fields("x", by=self)
+        Their shapes are equal, unless the projector leaves them as they are.
+        """
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
-        names = dict(zip(("student", "teacher"), zip(*self.pairs, strict=True), strict=True))
+        names = dict(zip((self.student, self.teacher), zip(*self.pairs, strict=True), strict=True))
         for who, taps in names.items():
             one_each(cast.tap(who, *taps, by=self), taps, by=self)
-        name = type(self).__name__.lower()
         said = ", ".join(" → ".join(pair) for pair in self.pairs)  # one for each objective: projectors are not shared
-        role = (f"{name} projector {said}",) if self.projector.learns else ()
+        role = (f"{self.name} projector {said}",) if self.projector.learns else ()
         modules = cast.role(*role, lambda: self._built(cast), spec=self).module if role else self._built(cast)
         assert isinstance(modules, nn.ModuleList)
 
@@ -60,16 +57,16 @@ class OnFeatures(Objective):
             pairs = [(seen[mine], known[theirs]) for mine, theirs in self.pairs]
             projected = [(module(s), t) for module, (s, t) in zip(modules, pairs, strict=True)]
             with torch.autocast(projected[0][0].device.type, enabled=False):
-                parts = [self.value(wide(s), wide(t)) for s, t in projected]
+                parts = [self.value(wide(s), wide(t), tick) for s, t in projected]
             return Loss(sum(parts[1:], parts[0]))
 
-        return (Term(name, ("student", *role), loss, of=self),)
+        return (Term(self.name, (self.student, *role), loss, coupled=self.coupled, of=self),)
 
     def _built(self, cast: Cast) -> nn.ModuleList:
         """A projector for each pair, sized by what a few rows of data give."""
-        seen, known = (cast.dry(who).features for who in ("student", "teacher"))
+        seen, known = (cast.dry(who).features for who in (self.student, self.teacher))
         made = [self.projector.build(seen[mine].shape, known[theirs].shape) for mine, theirs in self.pairs]
-        return nn.ModuleList(made).to(next(cast.student.parameters()))
+        return nn.ModuleList(made).to(next(cast.module(self.student).parameters()))
 
 
 def one_each(found: tuple[str, ...], picks: tuple[str, ...], by: object) -> None:
@@ -115,7 +112,7 @@ class FitNets(OnFeatures):
     ['fitnets']
     """
 
-    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
         return mean_square(student, teacher)
 
 

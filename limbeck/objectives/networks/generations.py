@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.engine.data import Batch
-from limbeck.engine.objective import Loss, Objective, Term
-from limbeck.engine.roles import Cast
+from limbeck.engine.objective import Loss
 from limbeck.engine.tick import Tick
-from limbeck.objectives.networks.logits import OnLogits, both_logits, hard_labels
+from limbeck.objectives.networks.logits import OnLogits, hard_labels
 
 
 def confidence_weights(teacher: Tensor) -> Tensor:
@@ -49,8 +47,8 @@ class ConfidenceWeighted(OnLogits):
     def fields(self) -> tuple[str, ...]:
         return ("x", "y")
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Loss:
-        y = hard_labels(batch, by=self)
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Loss:
+        y = hard_labels(tick.batch, by=self)
         # not `confidence_weights`: the loop divides by the sum over all of the tick, of whatever micro-batches
         return Loss(F.cross_entropy(student, y, reduction="none"), weight=teacher.softmax(1).amax(1))
 
@@ -75,7 +73,7 @@ def permuted(p: Tensor, scores: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PermutedTeacher(Objective):
+class PermutedTeacher(OnLogits):
     """Cross-entropy to the teacher's probabilities, `permuted` anew for each example: they say how sure it is, no more.
 
     Raises:
@@ -91,19 +89,10 @@ class PermutedTeacher(Objective):
     ['permutedteacher']
     """
 
-    def check(self, cast: Cast) -> None:
-        cast.need_network("teacher", by=self)
-        cast.need_network("student", by=self)
-        cast.need_fields("x", by=self)
-
-    def terms(self, cast: Cast) -> tuple[Term, ...]:
-        def loss(tick: Tick) -> Loss:
-            s, t = both_logits(tick, by=self)
-            p = t.softmax(1)
-            scores = tick.rng((self, "order")).uniform(*p.shape)
-            return Loss(-(permuted(p, scores) * s.log_softmax(1)).sum(1))
-
-        return (Term("permutedteacher", "student", loss, of=self),)
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+        p = teacher.softmax(1)
+        scores = tick.rng((self, "order")).uniform(*p.shape)
+        return -(permuted(p, scores) * student.log_softmax(1)).sum(1)
 
 
 __all__ = ["ConfidenceWeighted", "PermutedTeacher", "confidence_weights", "permuted"]

@@ -57,11 +57,19 @@ def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * (t.exp() * (t - m) + s.exp() * (s - m)).sum(-1)
 
 
-class OnLogits(Objective):
-    """A loss of the student's logits, given the teacher's and perhaps labels. A subclass is a frozen dataclass.
+@dataclass(frozen=True, kw_only=True)
+class Between(Objective):
+    """What a student loses by another network. A subclass is a frozen dataclass.
 
     Passes are shared with every other loss of the tick, so that ``KD() + DKD() + CrossEntropy()`` asks each once.
+
+    Args:
+        student: the name of who learns.
+        teacher: the name of whom it follows: a teacher, or another student, which does not move by it.
     """
+
+    student: str = "student"
+    teacher: str = "teacher"
 
     coupled: ClassVar[bool] = False
     """Whether the loss compares examples with each other, so that a batch cannot be cut."""
@@ -71,26 +79,36 @@ class OnLogits(Objective):
         """What batches must bring: inputs x, and labels y where the loss wants them."""
         return ("x",)
 
-    @abstractmethod
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor | Loss:
-        """The loss, [B], or [] where it is ``coupled``, of logits [B, C], at least float32, the teacher's fixed.
-
-        Where examples have weights, it is a `Loss`.
-        """
+    @property
+    def name(self) -> str:
+        """Of the loss, with the names of networks that are not the usual ones."""
+        others = [who for who, usual in ((self.student, "student"), (self.teacher, "teacher")) if who != usual]
+        return " ".join((type(self).__name__.lower(), *others))
 
     def check(self, cast: Cast) -> None:
-        cast.need_network("teacher", by=self)
-        cast.need_network("student", by=self)
+        cast.need_network(self.teacher, by=self)
+        cast.need_network(self.student, by=self)
         cast.need_fields(*self.fields, by=self)
+
+
+class OnLogits(Between):
+    """A loss of the student's logits, given the teacher's and perhaps labels. A subclass is a frozen dataclass."""
+
+    @abstractmethod
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor | Loss:
+        """The loss, [B], or [] where it is ``coupled``, of logits [B, C], at least float32, the teacher's fixed.
+
+        The tick has the batch, and random numbers. Where examples have weights, it is a `Loss`.
+        """
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         def loss(tick: Tick) -> Loss:
-            s, t = both_logits(tick, by=self)
+            s, t = both_logits(tick, self, self.student, self.teacher)
             with torch.autocast(s.device.type, enabled=False):
-                made = self.value(s, t, tick.batch)
+                made = self.value(s, t, tick)
             return made if isinstance(made, Loss) else Loss(made)
 
-        return (Term(type(self).__name__.lower(), "student", loss, coupled=self.coupled, of=self),)
+        return (Term(self.name, self.student, loss, coupled=self.coupled, of=self),)
 
 
 def logits(tick: Tick, who: str) -> Tensor:
@@ -157,10 +175,10 @@ class KD(OnLogits):
     def fields(self) -> tuple[str, ...]:
         return ("x", "y") if self.alpha < 1 else ("x",)
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
         value = self.alpha * soft_kl(student, teacher, temperature=self.temperature)
         if self.alpha < 1:
-            value = value + (1 - self.alpha) * F.cross_entropy(student, batch["y"], reduction="none")
+            value = value + (1 - self.alpha) * F.cross_entropy(student, tick.batch["y"], reduction="none")
         return value
 
 
@@ -181,7 +199,7 @@ class JensenShannonKD(OnLogits):
     ['jensenshannonkd']
     """
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
         return jensen_shannon(student, teacher)
 
 
@@ -192,6 +210,7 @@ class CrossEntropy(Objective):
     Labels y are classes, [B] integers, or shares of all classes, [B, C], as mixed examples have them.
 
     Args:
+        student: the name of who learns.
         smoothing: share of the target that is spread over all classes.
 
     >>> from torch import nn
@@ -201,18 +220,20 @@ class CrossEntropy(Objective):
     ['cross_entropy']
     """
 
+    student: str = "student"
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         in_range("smoothing", self.smoothing, 0, 1)
 
     def check(self, cast: Cast) -> None:
-        cast.need_network("student", by=self)
+        cast.need_network(self.student, by=self)
         cast.need_fields("x", "y", by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         def loss(tick: Tick) -> Loss:
-            s, y = logits(tick, "student"), tick.batch["y"]
+            s, y = logits(tick, self.student), tick.batch["y"]
             return Loss(F.cross_entropy(s, y, reduction="none", label_smoothing=self.smoothing))
 
-        return (Term("cross_entropy", "student", loss, of=self),)
+        name = "cross_entropy" if self.student == "student" else f"cross_entropy {self.student}"
+        return (Term(name, self.student, loss, of=self),)

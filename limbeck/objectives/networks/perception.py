@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from limbeck.engine.data import Batch
+from limbeck.engine.tick import Tick
 from limbeck.errors import above_zero
 from limbeck.objectives.networks.logits import OnLogits, soft_kl
 
@@ -55,7 +55,7 @@ class LumiNet(OnLogits):
     def __post_init__(self) -> None:
         above_zero("temperature", self.temperature)
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
         return soft_kl(perceived(student), perceived(teacher), temperature=self.temperature).mean()
 
 

@@ -92,6 +92,20 @@ class Same(Projector):
         return Places(nn.Identity(), teacher)
 
 
+@dataclass(frozen=True)
+class Unchanged(Projector):
+    """Features as they are, of any shape: for losses that compare relations of examples.
+
+    >>> Unchanged().build(torch.Size([8, 16, 4, 4]), torch.Size([8, 5]))(torch.ones(3, 16, 4, 4)).shape
+    torch.Size([3, 16, 4, 4])
+    """
+
+    learns = False
+
+    def build(self, student: Size, teacher: Size) -> nn.Module:
+        return nn.Identity()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Projection(Projector):
     """A linear map of the channels, or a perceptron, at each place; maps and tokens are brought to the same places.
@@ -177,4 +191,4 @@ class OrthogonalLinear(nn.Module):
             return x.to(rows) @ rows
 
 
-__all__ = ["Orthogonal", "Places", "Projection", "Projector", "Same", "channels", "resized"]
+__all__ = ["Orthogonal", "Places", "Projection", "Projector", "Same", "Unchanged", "channels", "resized"]

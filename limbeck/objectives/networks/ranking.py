@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.engine.data import Batch
+from limbeck.engine.tick import Tick
 from limbeck.errors import above_zero
 from limbeck.objectives.networks.logits import OnLogits, hard_labels
 
@@ -63,8 +63,8 @@ class PLD(OnLogits):
     def fields(self) -> tuple[str, ...]:
         return ("x", "y")
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return plackett_luce(student, teacher, hard_labels(batch, by=self), temperature=self.temperature)
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+        return plackett_luce(student, teacher, hard_labels(tick.batch, by=self), temperature=self.temperature)
 
 
 __all__ = ["PLD", "plackett_luce"]

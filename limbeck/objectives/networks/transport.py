@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from limbeck.engine.data import Batch
+from limbeck.engine.tick import Tick
 from limbeck.errors import above_zero, in_range
 from limbeck.objectives.networks.logits import OnLogits
 
@@ -89,7 +89,7 @@ class SinKD(OnLogits):
         above_zero("blur", self.blur)
         in_range("rounds", self.rounds, 1)
 
-    def value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
         return sinkhorn_distance(student, teacher, temperature=self.temperature, blur=self.blur, rounds=self.rounds)
 
 
