@@ -1,6 +1,7 @@
 """How a distillation runs: roles, terms, ticks, and the one loop."""
 
 from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Mixup, Source
+from limbeck.engine.labels import Labels, Replayed, Said, TopK, Views, fingerprint, reinforce, top_k, write_labels
 from limbeck.engine.loop import Run, Step, distill
 from limbeck.engine.objective import Loss, Objective, Scaled, Sum, Term
 from limbeck.engine.optim import EMA, SGD, Adam, Optim, RAdam
@@ -25,6 +26,7 @@ __all__ = [
     "Draw",
     "Drawn",
     "Grows",
+    "Labels",
     "Linear",
     "Loss",
     "Make",
@@ -37,9 +39,11 @@ __all__ = [
     "Prior",
     "RAdam",
     "Recipe",
+    "Replayed",
     "Role",
     "Rows",
     "Run",
+    "Said",
     "Scaled",
     "Schedule",
     "Session",
@@ -52,12 +56,18 @@ __all__ = [
     "Target",
     "Term",
     "Tick",
+    "TopK",
     "Trial",
+    "Views",
     "distill",
     "find",
+    "fingerprint",
     "override",
     "plain",
+    "reinforce",
     "run_recipe",
     "settings",
     "tap",
+    "top_k",
+    "write_labels",
 ]

@@ -90,6 +90,20 @@ def new_folder(path: Path) -> Generator[Path]:
 
 
 @contextmanager
+def new_file(path: Path) -> Generator[Path]:
+    """A file to write under another name; after the block it is synced and renamed, replacing an old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def writing(path: Path, error: type[LimbeckError] = Failed) -> Generator[None]:
     """Turns what goes wrong on a disk inside the block into one sentence."""
     try:

@@ -1,6 +1,8 @@
 """Digits: scikit-learn's 1 797 real images of handwritten digits, 8 × 8, with a small judge of samples."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,12 +80,49 @@ def jitter(
     >>> bool(torch.allclose(jitter(x, Rng(0), shift=0, turn=0, scale=0, noise=0), x, atol=1e-5))
     True
     """
-    z = rng.normal(len(x), 5, dtype=x.dtype)
-    angle, size, by = z[:, 0] * math.radians(turn), (z[:, 1:3] * scale).exp(), z[:, 3:] * 2 * shift / x.shape[-1]
+    affine = _affine(rng.normal(len(x), 5, dtype=x.dtype), x.shape[-1], shift=shift, turn=turn, scale=scale)
+    return _moved(x, affine) + noise * rng.normal(*x.shape, dtype=x.dtype)
+
+
+def _affine(z: Tensor, width: int, *, shift: float, turn: float, scale: float) -> Tensor:
+    """(A, b) of standard normal numbers z [B, 5], [B, 2, 3]."""
+    angle, size, by = z[:, 0] * math.radians(turn), (z[:, 1:3] * scale).exp(), z[:, 3:] * 2 * shift / width
     rows = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).reshape(-1, 2, 2)
-    grid = F.affine_grid(torch.cat([rows * size[:, None], by[..., None]], 2), list(x.shape), align_corners=False)
-    moved = F.grid_sample(x + 1, grid, align_corners=False) - 1
-    return moved + noise * rng.normal(*x.shape, dtype=x.dtype)
+    return torch.cat([rows * size[:, None], by[..., None]], 2)
+
+
+def _moved(x: Tensor, affine: Tensor) -> Tensor:
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid, align_corners=False) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """`jitter` as parameters and what is made of them, so that a view can be kept in 32 bytes and made again.
+
+    Args: those of `jitter`.
+
+    >>> x, views = torch.rand(4, 1, 8, 8), Jitter()
+    >>> view = views.draw(x, Rng(0))
+    >>> bool((views.replay(x, view)[2:3] == views.replay(x[2:3], {k: v[2:3] for k, v in view.items()})).all())
+    True
+    """
+
+    shift: float = 0.5
+    turn: float = 8.0
+    scale: float = 0.08
+    noise: float = 0.1
+
+    def draw(self, x: Tensor, rng: Rng) -> dict[str, Tensor]:
+        """``affine``, A and b of each image, [B, 2, 3], and ``seed`` of its noise, [B]."""
+        z = rng.normal(len(x), 5, dtype=x.dtype)
+        affine = _affine(z, x.shape[-1], shift=self.shift, turn=self.turn, scale=self.scale)
+        return {"affine": affine, "seed": rng.integers(len(x), 2**63 - 1)}
+
+    def replay(self, x: Tensor, view: Mapping[str, Tensor]) -> Tensor:
+        """The views that these parameters make of images, to the bit, whatever else is in the batch."""
+        noise = [Rng(seed).normal(*x.shape[1:], dtype=x.dtype) for seed in view["seed"].tolist()]
+        return _moved(x, view["affine"]) + self.noise * torch.stack(noise)
 
 
 def jittered(x: Tensor, y: Tensor) -> Source:
