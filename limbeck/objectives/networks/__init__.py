@@ -1,6 +1,7 @@
 """What compares two networks that map inputs to outputs: their logits, their features, and relations of features."""
 
 from limbeck.objectives.networks.branches import OFA, adaptive_target
+from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
 from limbeck.objectives.networks.features import FitNets, OnFeatures, mean_square
 from limbeck.objectives.networks.generations import (
@@ -29,20 +30,27 @@ from limbeck.objectives.networks.online import (
 from limbeck.objectives.networks.perception import LumiNet, perceived
 from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
+from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
+from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
 
 __all__ = [
+    "CKA",
+    "CRD",
     "DKD",
     "KD",
     "OFA",
     "PLD",
+    "RKD",
     "BalancedDivergence",
     "Between",
     "ConfidenceWeighted",
+    "Contrast",
     "CrossEntropy",
     "FitNets",
     "JensenShannonKD",
     "LumiNet",
+    "MultiScaleContrast",
     "Mutual",
     "OnFeatures",
     "OnLogits",
@@ -51,22 +59,31 @@ __all__ = [
     "PermutedTeacher",
     "Projection",
     "Projector",
+    "Relational",
     "Same",
     "SinKD",
     "Unchanged",
     "adaptive_target",
+    "angles",
     "balanced_kl",
+    "cka",
     "confidence_weights",
+    "cosines",
     "entropy",
+    "info_nce",
     "jensen_shannon",
     "mean_square",
+    "noise_contrast",
     "perceived",
     "permuted",
     "plackett_luce",
+    "relational",
+    "relative_distances",
     "rest_kl",
     "reverse_kl",
     "sinkhorn",
     "sinkhorn_distance",
     "soft_kl",
     "target_kl",
+    "windowed",
 ]
