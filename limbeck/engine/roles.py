@@ -231,9 +231,9 @@ class Cast:
         """One pass of a network: its output, and the features that are tapped."""
         module, taps = self.module(who), self.taps.get(who)
         if taps is None:
-            return Seen(_output(module, x), {})
+            return Seen(output_of(module, x), {})
         with taps:
-            out = _output(module, x)
+            out = output_of(module, x)
             return Seen(out, dict(taps))
 
     @torch.no_grad()
@@ -369,7 +369,7 @@ def _put(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=getattr(owner, leaf).requires_grad))
 
 
-def _output(module: nn.Module, x: Tree) -> Tensor:
+def output_of(module: nn.Module, x: Tree) -> Tensor:
     """What a network puts out, or the logits in it; inputs by name are keyword arguments, as transformers has them."""
     out = module(**x) if isinstance(x, Mapping) else module(x)
     return first_tensor(getattr(out, "logits", out))
