@@ -163,12 +163,12 @@ class Export:
 
     folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
     out: Annotated[Path, arg(help="where to, a new folder")]
-    to: Annotated[Literal["safetensors"], arg(help="format")] = "safetensors"
+    to: Annotated[Literal["safetensors", "onnx"], arg(help="format; onnx is for classifiers")] = "safetensors"
 
     def run(self) -> int:
         from limbeck.commands import export
 
-        return export(self.folder, self.out)
+        return export(self.folder, self.out, self.to)
 
 
 Command = (

@@ -22,17 +22,18 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from limbeck import catalogue, loading
-from limbeck.engine.checkpoint import flatten, write_folder, writing
+from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.settings import settings as settings_of
-from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
+from limbeck.errors import BadFile, BadSetting, Diverged, Failed, Incompatible, LimbeckError
 from limbeck.evaluate import comparison
 from limbeck.evaluate.cost import attempt
 from limbeck.evaluate.picture import moments, picture, side_by_side
 from limbeck.evaluate.report import About, beside, number, reporting, write_report
-from limbeck.problems.problem import Generative, Problem
+from limbeck.export import to_onnx
+from limbeck.problems.problem import Classification, Generative, Problem
 
 console = Console(highlight=False, markup=False)
 
@@ -342,15 +343,30 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
     return 0
 
 
-def export(folder: Path, out: Path) -> int:
-    """Writes a run's student as safetensors with a description of what it is."""
+def export(folder: Path, out: Path, to: str = "safetensors") -> int:
+    """Writes a run's student as safetensors or ONNX, with a description of what it is."""
     session = loading.load_run(folder)
     if out.exists():
         raise BadFile(f"{out} exists; choose another --out.")
     description = (folder / "recipe.json").read_bytes()
     try:
+        if to == "onnx":
+            gap = _export_onnx(session, out, description)
+            say(f"exported: {out}, within {gap:.1e} of the network in onnxruntime")
+            return 0
         write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
     except Failed as error:
         raise BadFile(str(error)) from error
     say(f"exported: {out}")
     return 0
+
+
+def _export_onnx(session: Session, out: Path, description: bytes) -> float:
+    """Writes a classifier; returns how far the file's outputs are from its own."""
+    problem = session.problem
+    if not isinstance(problem, Classification):
+        got = f"a {type(session.student).__name__} on {problem.name}"
+        raise Incompatible("ONNX export", need="a run that made a classifier", got=got, fit="--to safetensors")
+    with new_folder(out) as partial:
+        (partial / "recipe.json").write_bytes(description)
+        return to_onnx(session.student, problem.heldout[0], partial / "model.onnx")
