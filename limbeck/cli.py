@@ -1,6 +1,7 @@
 """The command line. Help, tables and unknown names are answered without importing torch."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,8 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     except Failed as error:
         print(f"limbeck: {error}", file=sys.stderr)
         return 1
-    except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+    except LimbeckError as error:  # what is wrong with the input, each of several processes finds
+        if os.environ.get("RANK", "0") == "0":
+            print(f"limbeck: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -20,10 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from safetensors.torch import save_file
+from torch import nn
 
 from limbeck import catalogue, loading
 from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
+from limbeck.engine.ranks import leads, meet, together
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.settings import settings as settings_of
@@ -82,18 +84,38 @@ def distill(
     out: Path | None,
     resume: bool,
 ) -> int:
-    """Runs a recipe in a folder, to its end or to a checkpoint."""
+    """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
+    with together():
+        console.quiet = not leads()
+        return _distill(system, on, values, checkpoint_every, seed, out, resume)
+
+
+def _distill(
+    system: str,
+    on: str | None,
+    values: dict[str, str],
+    checkpoint_every: int,
+    seed: int | None,
+    out: Path | None,
+    resume: bool,
+) -> int:
     record, where = _start(system, on, values, seed, out, resume)
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record)
-    watch = moments(problem, where, say)
+    watch = moments(problem, where, say) if leads() else unseen
     session = Session(
         recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=say, watch=watch
     )
     if resume:
         _say_where(session)
+    meet()  # all have read the folder
+    if not leads():
+        with stop_on_signals(session), suppress(KeyboardInterrupt):
+            for _ in session:
+                pass
+        return 0 if session.finished else 130
     about = _about(record, recipe, problem)
     _write_record(where, record)
     with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
@@ -113,6 +135,10 @@ def distill(
         write_report(where, about, "finished")
     say(f"run: {where}")
     return 0
+
+
+def unseen(stage: int, i: int, student: nn.Module) -> None:
+    """No picture: another process makes it."""
 
 
 def _start(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck.engine.data import Source, as_source
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.optim import EMA, Optim, gradient_norm
+from limbeck.engine.ranks import as_the_first, summed
 from limbeck.engine.roles import Cast, Role
 from limbeck.engine.schedule import value_at
 from limbeck.engine.student import Grows
@@ -144,6 +145,7 @@ class Run:
         self.terms = ordered(objective.terms(cast), first=cast.students)
         cast.check_optim()
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
+        as_the_first(cast.tensors())
         self._refuse_coupled()
         for name in cast.students:
             if not any(name in term.roles and term.weight != 0 for term in self.terms):
@@ -347,19 +349,19 @@ class Books:
         """Sums over micro-batches and ranks; afterwards ``.grad`` is the tick's gradient. Returns norms by role."""
         cast = self.run.cast
         for name, own in self.apart.items():
-            count = _divisor(_all_sum(torch.stack(self.counts[name]).sum()))
+            count = _divisor(summed(torch.stack(self.counts[name]).sum()))
             for p, grad in own.items():
                 p.grad = grad / count if p.grad is None else p.grad + grad / count
         if self.run.world > 1:
             for name in roles:
                 for grad in _grads(cast.roles[name].params):
-                    _all_sum(grad)
+                    summed(grad)
         return {name: gradient_norm(cast.roles[name].params.values()) for name in roles}
 
     def means(self) -> dict[str, float]:
         """The mean of each loss over the tick."""
         pairs = [torch.stack([torch.stack(self.sums[n]).sum(), torch.stack(self.counts[n]).sum()]) for n in self.sums]
-        totals = _all_sum(torch.stack(pairs)).tolist() if pairs else []
+        totals = summed(torch.stack(pairs)).tolist() if pairs else []
         return {name: total / count if count else 0.0 for name, (total, count) in zip(self.sums, totals, strict=True)}
 
 
@@ -389,12 +391,6 @@ def _grads(params: Mapping[str, Tensor]) -> list[Tensor]:
 def _divisor(count: Tensor) -> Tensor:
     """A sum of weights; 1 where no example has any, so that nothing is learned then."""
     return torch.where(count > 0, count, 1)
-
-
-def _all_sum(x: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(x)
-    return x
 
 
 def _names(seed: int | tuple[object, ...]) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """Who takes part: teachers that know, students and critics that learn, targets that follow."""
 
 import copy
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -319,6 +319,14 @@ class Cast:
         finally:
             for role in changed:
                 role.learn(not role.learns)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All parameters, buffers and kept tensors of everyone, in one order."""
+        roles, targets = self.roles.values(), self.targets.values()
+        kept = [value for value in self.kept.values() if isinstance(value, nn.Module)]
+        for module in (*self.teachers.values(), *(one.module for one in (*roles, *targets)), *kept):
+            yield from (*module.parameters(), *module.buffers())
+        yield from (value for value in self.kept.values() if isinstance(value, Tensor))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning has changed: roles, targets, kept state."""

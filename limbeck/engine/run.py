@@ -16,6 +16,7 @@ from torch import nn
 
 from limbeck.engine.checkpoint import is_whole, new_folder, read_state, write_folder, writing
 from limbeck.engine.loop import Run, Step
+from limbeck.engine.ranks import any_of, leads, meet
 from limbeck.engine.recipe import Make, Prior, Problem, Recipe, Stage, Trial
 from limbeck.engine.roles import load_module
 from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
@@ -32,6 +33,8 @@ Watch = Callable[[int, int, nn.Module], None]
 
 class Session:
     """A recipe on a problem, in a folder: an iterable of (stage, step).
+
+    Of several processes that run it together, all read the folder and the first one writes it.
 
     Args:
         recipe: what to run.
@@ -132,6 +135,7 @@ class Session:
 
     def __iter__(self) -> Iterator[tuple[Stage, Step]]:
         """Runs to the end, or until ``stopping`` is set; then a checkpoint is written."""
+        meet()  # all have read the folder
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with self._metrics() as metrics:
@@ -143,8 +147,10 @@ class Session:
                     yield from self._train(stage, metrics)
 
     def _make(self, stage: Make) -> None:
-        with new_folder(self.prior.folder(stage.name)) as folder, _telling(f"stage {stage.name}"):
-            stage.make(self.problem, self.prior, folder, self.seed)
+        if leads():
+            with new_folder(self.prior.folder(stage.name)) as folder, _telling(f"stage {stage.name}"):
+                stage.make(self.problem, self.prior, folder, self.seed)
+        meet()
         self._index += 1
 
     def _train(self, stage: Stage, metrics: TextIO) -> Iterator[tuple[Stage, Step]]:
@@ -156,6 +162,7 @@ class Session:
         while run.i < run.steps:
             with _telling(f"stage {stage.name}, tick {run.i},"):
                 step = run.tick()
+                self.stopping = any_of(self.stopping, run.device)
             if run.i in moments:  # before the checkpoint: a moment that was passed has been shown
                 self.watch(self._index, run.i, run.student)
             with writing(self.folder / "metrics.jsonl"):
@@ -170,13 +177,17 @@ class Session:
         if not run.healthy:
             raise Diverged(f"stage {stage.name} ended with parameters or updates that are not finite.")
         self._flush(metrics)
-        write_folder(self.prior.folder(stage.name), state=run.student.state_dict())
+        if leads():
+            write_folder(self.prior.folder(stage.name), state=run.student.state_dict())
+        meet()
         self.prior.students[stage.name] = run.student.eval()
         self._index, self.run = self._index + 1, None
 
     def checkpoint(self) -> None:
         """Writes the state of the stage under way, and removes all checkpoints but the newest few."""
         assert self.run is not None
+        if not leads():
+            return
         where = self.folder / "checkpoint"
         write_folder(where / f"{self._index:02d}-{self.run.i:08d}", state=self.run.state_dict())
         for old in (*where.glob(".*.partial"), *sorted(where.glob("[0-9][0-9]-*"))[:-KEPT]):
@@ -185,11 +196,12 @@ class Session:
     @contextmanager
     def _metrics(self) -> Generator[TextIO]:
         """metrics.jsonl, cut back to what happened before the checkpoint that we go on from."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / "metrics.jsonl" if leads() else Path(os.devnull)
         with writing(path):
-            path.touch()
-            lines = path.read_bytes().splitlines(keepends=True)
-            os.truncate(path, sum(map(len, takewhile(self._has_happened, lines))))
+            if leads():
+                path.touch()
+                lines = path.read_bytes().splitlines(keepends=True)
+                os.truncate(path, sum(map(len, takewhile(self._has_happened, lines))))
             file = path.open("a")
         try:
             yield file
@@ -200,7 +212,8 @@ class Session:
     def _flush(self, metrics: TextIO) -> None:
         with writing(self.folder / "metrics.jsonl"):
             metrics.flush()
-            os.fsync(metrics.fileno())
+            if leads():
+                os.fsync(metrics.fileno())
 
     def _has_happened(self, line: bytes) -> bool:
         names = [stage.name for stage in self.recipe.stages]

@@ -55,7 +55,7 @@ def far(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", rank_plans())
 def test_two_ranks_end_like_one_process(ranks: list[dict[str, Any]], alone: dict[str, Any], name: str) -> None:
-    assert len(alone[name]["losses"]) == 10
+    assert len(alone[name]["losses"]) == (50 if name in ("DMD + GAN", "KD") else 10)
     for seen in ranks:
         assert far(seen[name]["losses"], alone[name]["losses"]) == []
         assert far(seen[name]["weights"], alone[name]["weights"]) == []

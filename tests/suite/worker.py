@@ -47,9 +47,9 @@ def rank_plans() -> dict[str, Make]:
     one, classifier = Case("DMD", "FewStep", "Trained", kind=EXACT), Case("KD", "Classifier", "Classifier", kind=EXACT)
     particles = Case("SDS", "GrowingParticles", "Trained", kind=EXACT)
     return {
-        "DMD + GAN": partial(one.run, DUO),
+        "DMD + GAN": partial(one.run, DUO, steps=50),
         "means over ticks": partial(one.run, FDistill(critic_steps=1)),
-        "KD": classifier.run,
+        "KD": partial(classifier.run, steps=50),
         "ragged weights": partial(one.run, Ragged()),
         "ragged weights over micro-batches": partial(one.run, Ragged(), accumulate=2),
         "growth": particles.run,

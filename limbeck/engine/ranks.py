@@ -1,0 +1,81 @@
+"""Several processes as one run: who writes, where they wait for each other, and what they agree on."""
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from limbeck.errors import Failed
+
+
+@contextmanager
+def together() -> Generator[None]:
+    """Inside, the processes that ``torchrun`` started are one run: over NCCL where there are GPUs, else over gloo.
+
+    A process that was not started so is alone, and nothing changes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def leads() -> bool:
+    """Whether this process writes and speaks for all.
+
+    >>> leads()
+    True
+    """
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def meet() -> None:
+    """Waits until every process is here."""
+    if dist.is_initialized():
+        _together(dist.barrier)
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if dist.is_initialized():
+        _together(lambda: dist.all_reduce(x))
+    return x
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether some process says so; the same answer for all."""
+    return bool(summed(torch.tensor(float(flag), device=device))) if dist.is_initialized() else flag
+
+
+@torch.no_grad()
+def as_the_first(tensors: Iterable[Tensor]) -> None:
+    """Every process gets the values that the first one has."""
+    if dist.is_initialized():
+        for x in tensors:
+            whole = x.detach().contiguous()
+            _together(lambda whole=whole: dist.broadcast(whole, 0))
+            x.data.copy_(whole)
+
+
+def _together(exchange: Callable[[], object]) -> None:
+    """An exchange with the other processes.
+
+    Raises:
+        Failed: one of them is gone.
+    """
+    try:
+        exchange()
+    except RuntimeError as error:
+        raise Failed("another process of this run has ended; start all of them again with --resume.") from error
+
+
+__all__ = ["any_of", "as_the_first", "leads", "meet", "summed", "together"]
