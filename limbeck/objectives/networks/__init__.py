@@ -27,6 +27,7 @@ from limbeck.objectives.networks.online import (
     entropy,
     reverse_kl,
 )
+from limbeck.objectives.networks.partition import PartitionedKD, knows_better, partitioned_kl
 from limbeck.objectives.networks.perception import LumiNet, perceived
 from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
@@ -56,6 +57,7 @@ __all__ = [
     "OnLogits",
     "Online",
     "Orthogonal",
+    "PartitionedKD",
     "PermutedTeacher",
     "Projection",
     "Projector",
@@ -72,8 +74,10 @@ __all__ = [
     "entropy",
     "info_nce",
     "jensen_shannon",
+    "knows_better",
     "mean_square",
     "noise_contrast",
+    "partitioned_kl",
     "perceived",
     "permuted",
     "plackett_luce",
