@@ -140,9 +140,11 @@ class ViT(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, width, patch, stride=patch)
         self.places = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
-        layers = (
+        layers = [
             nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, F.gelu, 1e-5, True, True) for _ in range(blocks)
-        )
+        ]
+        for layer in layers:
+            layer.self_attn = SelfAttention(layer.self_attn)
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
@@ -151,6 +153,36 @@ class ViT(nn.Module):
         """Logits [B, C] of images [B, 1, S, S]."""
         tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places
         return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """Another's self-attention, by the same parameters, whose ``queries``, ``keys`` and ``values`` can be tapped.
+
+    They are [B, N, D], heads side by side. There are no masks and no weights to return.
+
+    >>> from limbeck.engine.taps import tap
+    >>> net = ViT(size=8, classes=10, width=32)
+    >>> with tap(net, "blocks.2.self_attn.keys") as seen:
+    ...     logits = net(torch.zeros(3, 1, 8, 8))
+    >>> seen["blocks.2.self_attn.keys"].shape
+    torch.Size([3, 16, 32])
+    """
+
+    def __init__(self, other: nn.MultiheadAttention):
+        super().__init__(other.embed_dim, other.num_heads, batch_first=True, device="meta")
+        self.in_proj_weight, self.in_proj_bias = other.in_proj_weight, other.in_proj_bias
+        self.out_proj = other.out_proj
+        self.queries, self.keys, self.values = (nn.Identity() for _ in range(3))
+
+    def forward(self, query: Tensor, *_: Tensor, **settings: object) -> tuple[Tensor, None]:  # type: ignore[override]
+        """What attention puts out, [B, N, D], and no weights."""
+        # places before examples, in the layout of the class above: gradients are its sums in its order
+        both = F.linear(query.transpose(0, 1), self.in_proj_weight, self.in_proj_bias)
+        parts = both.unflatten(-1, (3, -1)).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
+        named = zip((self.queries, self.keys, self.values), parts.transpose(1, 2), strict=True)
+        q, k, v = (module(part).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for module, part in named)
+        out = F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).contiguous()
+        return self.out_proj(out.flatten(0, 1).flatten(1)).unflatten(0, out.shape[:2]).transpose(0, 1), None
 
 
 class Mixer(nn.Module):
