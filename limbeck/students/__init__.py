@@ -3,22 +3,27 @@
 from limbeck.students.generator import FewStep, FromTeacher, OneStep
 from limbeck.students.particles import FromNoise, GrowingParticles, Image, Particles
 from limbeck.students.routed import Routed
+from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTasks
 from limbeck.students.stochastic import RandomEta, renoised
 from limbeck.students.trajectory import Phased, Trajectory
 from limbeck.students.views import FromCameras, Views
 
 __all__ = [
+    "Elastic",
     "FewStep",
     "FromCameras",
     "FromNoise",
     "FromTeacher",
     "GrowingParticles",
     "Image",
+    "Narrow",
     "OneStep",
     "Particles",
     "Phased",
     "RandomEta",
     "Routed",
+    "Slimmable",
+    "SlimmableTasks",
     "Trajectory",
     "Views",
     "renoised",

@@ -49,6 +49,7 @@ from limbeck.objectives import (
     ForwardKL,
     Gated,
     Hinge,
+    InPlaceKD,
     Inverted,
     Mapped,
     Nearness,
@@ -66,6 +67,7 @@ from limbeck.objectives import (
     StepGAN,
     Teacher,
     VariationalDistributionMapping,
+    WidthInvariance,
     Zero,
 )
 from limbeck.problems.networks import ResidualMLP
@@ -77,6 +79,7 @@ from limbeck.students import (
     OneStep,
     Particles,
     RandomEta,
+    Slimmable,
     Trajectory,
     Views,
 )
@@ -166,6 +169,9 @@ STUDENTS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "Views": lambda kind: Views(points(kind)[0], cameras(kind)),
     "Denoiser": trained,
     "Classifier": classifier,
+    "Slimmable": lambda kind: Slimmable(
+        nn.Linear(2, 16), nn.Dropout(0.2 if kind.layer == "dropout" else 0), nn.ReLU(), nn.Linear(16, CLASSES)
+    ).to(kind.dtype),
     "Two classifiers": lambda kind: {"student": classifier(kind), "peer": classifier(kind)},
 }
 
@@ -209,6 +215,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "PartitionedKD": lambda: PartitionedKD(before="teacher"),
     "OFA": lambda: OFA(taps=("0", "3:in"), temperature=2.0),
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
+    "WidthInvariance": lambda: WidthInvariance(taps=("layers.1",)),
+    "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
     "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
 }
 

@@ -34,6 +34,13 @@ from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
+from limbeck.objectives.networks.widths import (
+    AtWidths,
+    InPlaceKD,
+    WidthCrossEntropy,
+    WidthInvariance,
+    task_cross_entropy,
+)
 
 __all__ = [
     "CKA",
@@ -43,12 +50,14 @@ __all__ = [
     "OFA",
     "PLD",
     "RKD",
+    "AtWidths",
     "BalancedDivergence",
     "Between",
     "ConfidenceWeighted",
     "Contrast",
     "CrossEntropy",
     "FitNets",
+    "InPlaceKD",
     "JensenShannonKD",
     "LumiNet",
     "MultiScaleContrast",
@@ -65,6 +74,8 @@ __all__ = [
     "Same",
     "SinKD",
     "Unchanged",
+    "WidthCrossEntropy",
+    "WidthInvariance",
     "adaptive_target",
     "angles",
     "balanced_kl",
@@ -90,4 +101,5 @@ __all__ = [
     "soft_kl",
     "target_kl",
     "windowed",
+    "task_cross_entropy",
 ]
