@@ -33,7 +33,6 @@ from limbeck.objectives.networks.projectors import Orthogonal, Projection, Proje
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
-from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
 from limbeck.objectives.networks.widths import (
     AtWidths,
     InPlaceKD,
@@ -41,6 +40,7 @@ from limbeck.objectives.networks.widths import (
     WidthInvariance,
     task_cross_entropy,
 )
+from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
 
 __all__ = [
     "CKA",
@@ -100,6 +100,6 @@ __all__ = [
     "sinkhorn_distance",
     "soft_kl",
     "target_kl",
-    "windowed",
     "task_cross_entropy",
+    "windowed",
 ]
