@@ -29,6 +29,7 @@ from limbeck.objectives import (
     GAN,
     KD,
     L2,
+    MGD,
     OFA,
     PSO,
     R1,
@@ -38,6 +39,7 @@ from limbeck.objectives import (
     VSD,
     ApproximateR1,
     Attached,
+    AttentionTransfer,
     ByRatio,
     Consistency,
     Critic,
@@ -64,10 +66,12 @@ from limbeck.objectives import (
     ScoreDistillation,
     Segment,
     SiD,
+    StableKD,
     StepGAN,
     Teacher,
     VariationalDistributionMapping,
     WidthInvariance,
+    VkD,
     Zero,
 )
 from limbeck.problems.networks import ResidualMLP
@@ -217,6 +221,11 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
     "WidthInvariance": lambda: WidthInvariance(taps=("layers.1",)),
     "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
+    "AttentionTransfer": lambda: AttentionTransfer(pairs={"0": "0"}),
+    "MGD": lambda: MGD(pairs={"0": "0"}, over="channels"),
+    "VkD": lambda: VkD(pairs={"0": "2"}),
+    "VkD, whitened": lambda: VkD(pairs={"0": "2"}, whiten=True),
+    "StableKD": lambda: StableKD(pairs={"0": "0", "3:in": "3:in"}),
     "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
 }
 

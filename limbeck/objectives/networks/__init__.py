@@ -1,5 +1,7 @@
 """What compares two networks that map inputs to outputs: their logits, their features, and relations of features."""
 
+from limbeck.objectives.networks.attention import AttentionTransfer, attention_map, attention_transfer
+from limbeck.objectives.networks.blockwise import StableKD
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
@@ -32,6 +34,11 @@ from limbeck.objectives.networks.perception import LumiNet, perceived
 from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
+from limbeck.objectives.networks.orthogonal import VkD, whitened
+from limbeck.objectives.networks.perception import LumiNet, perceived
+from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
+from limbeck.objectives.networks.ranking import PLD, plackett_luce
+from limbeck.objectives.networks.regeneration import MGD
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.widths import (
     AtWidths,
@@ -47,10 +54,12 @@ __all__ = [
     "CRD",
     "DKD",
     "KD",
+    "MGD",
     "OFA",
     "PLD",
     "RKD",
     "AtWidths",
+    "AttentionTransfer",
     "BalancedDivergence",
     "Between",
     "ConfidenceWeighted",
@@ -73,11 +82,16 @@ __all__ = [
     "Relational",
     "Same",
     "SinKD",
+    "StableKD",
     "Unchanged",
     "WidthCrossEntropy",
     "WidthInvariance",
     "adaptive_target",
     "angles",
+    "VkD",
+    "adaptive_target",
+    "attention_map",
+    "attention_transfer",
     "balanced_kl",
     "cka",
     "confidence_weights",
@@ -102,4 +116,5 @@ __all__ = [
     "target_kl",
     "task_cross_entropy",
     "windowed",
+    "whitened",
 ]
