@@ -52,7 +52,7 @@ class StableKD(OnFeatures):
         BadSetting: no pairs, a setting out of its range.
         Incompatible: no teacher, no such taps, no inputs x, no labels y where α < 1.
 
-    Source: Wang et al. 2023, arXiv 2312.13223, for the idea of decomposition and recomposition; how long each
+    Source: Kao et al. 2023, arXiv 2312.13223, for the idea of decomposition and recomposition; how long each
     division lasts, and that features are compared where the student has them, are ours.
 
     >>> import torch

@@ -27,7 +27,7 @@ def recipe(problem: Classification, steps: int = 300) -> Recipe:
     objective = StableKD(pairs=PAIRS, until=0.6)
     return Recipe(
         stages=(learner("stablekd", objective, steps=steps, lr=2e-3, student=deep),),
-        paper=Paper("2312.13223", "Wang et al. 2023"),
+        paper=Paper("2312.13223", "Kao et al. 2023"),
         claim=Claim(
             text="a deep plain student: mean held-out error ≤ 0.85 × the lesser of those by labels alone and by plain "
             "KD, from end to end in as many ticks",
