@@ -230,9 +230,9 @@ def test_mistakes_are_named() -> None:
         CRD(pairs=PAIRS, examples=0)
     with pytest.raises(BadSetting, match=r"MultiScaleContrast needs windows of side 0 or more, got \(\)"):
         MultiScaleContrast(pairs=PAIRS, windows=())
-    teacher, student, data = nets()
-    with pytest.raises(Incompatible, match=r"needs maps or a square of tokens, got features \[8, 6\]"):
-        distill(teacher, student, MultiScaleContrast(pairs=PAIRS), data, steps=1, batch=8).finish()
+    odd = features(0, (4, 5, 3))[0]
+    with pytest.raises(Incompatible, match=r"needs maps or a square of tokens, got features \[4, 5, 3\]"):
+        MultiScaleContrast(pairs=PAIRS).value(odd, odd, NOTHING)
     maps = [x.float() for x in features(0, (4, 2, 3, 3))]
     with pytest.raises(Incompatible, match="needs maps of 5 × 5 or more, got maps 3 × 3"):
         windowed(maps[0], (0, 5))

@@ -26,6 +26,8 @@ from limbeck.engine import EMA, Adam, Cosine, Dataset, Objective, Run, Source, S
 from limbeck.engine.checkpoint import flatten
 from limbeck.errors import Incompatible
 from limbeck.objectives import (
+    CKA,
+    CRD,
     GAN,
     KD,
     L2,
@@ -33,6 +35,7 @@ from limbeck.objectives import (
     OFA,
     PSO,
     R1,
+    RKD,
     SDS,
     SIM,
     TDM,
@@ -42,9 +45,11 @@ from limbeck.objectives import (
     AttentionTransfer,
     ByRatio,
     Consistency,
+    Contrast,
     Critic,
     DiffRatio,
     Direction,
+    ExitContrast,
     Fake,
     FDistill,
     FitNets,
@@ -54,6 +59,7 @@ from limbeck.objectives import (
     InPlaceKD,
     Inverted,
     Mapped,
+    MultiScaleContrast,
     Nearness,
     Onward,
     Orthogonal,
@@ -218,6 +224,12 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "FitNets": lambda: FitNets(pairs={"0": "0"}),
     "PartitionedKD": lambda: PartitionedKD(before="teacher"),
     "OFA": lambda: OFA(taps=("0", "3:in"), temperature=2.0),
+    "Contrast": lambda: Contrast(pairs={"0": "0"}),
+    "CRD": lambda: CRD(pairs={"0": "3:in"}, examples=ROWS),
+    "RKD": lambda: RKD(pairs={"3:in": "0"}),
+    "CKA": lambda: CKA(pairs={"3:in": "0"}),
+    "MultiScaleContrast": lambda: MultiScaleContrast(pairs={"0": "0"}, windows=(0, 1)),
+    "ExitContrast": lambda: ExitContrast(taps=("0", "3:in")),
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
     "WidthInvariance": lambda: WidthInvariance(taps=("layers.1",)),
     "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
@@ -237,7 +249,10 @@ STAND = {"SDS", "VSD", "DMD", "KD", "SinKD"}
 ANY = {"DMD", "GAN"}
 """Objectives that meet others in `couples`."""
 
-DATA: dict[str, Callable[[Kind], Source]] = {}
+DATA: dict[str, Callable[[Kind], Source]] = {
+    "ExitContrast": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
+    "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
+}
 
 
 def exports(room: ModuleType, base: type) -> dict[str, type]:

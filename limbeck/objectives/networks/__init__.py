@@ -5,6 +5,7 @@ from limbeck.objectives.networks.blockwise import StableKD
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
+from limbeck.objectives.networks.exits import ExitContrast, both_ways
 from limbeck.objectives.networks.features import FitNets, OnFeatures, mean_square
 from limbeck.objectives.networks.generations import (
     ConfidenceWeighted,
@@ -21,6 +22,7 @@ from limbeck.objectives.networks.logits import (
     jensen_shannon,
     soft_kl,
 )
+from limbeck.objectives.networks.modes import MultiMode
 from limbeck.objectives.networks.online import (
     BalancedDivergence,
     Mutual,
@@ -65,10 +67,12 @@ __all__ = [
     "ConfidenceWeighted",
     "Contrast",
     "CrossEntropy",
+    "ExitContrast",
     "FitNets",
     "InPlaceKD",
     "JensenShannonKD",
     "LumiNet",
+    "MultiMode",
     "MultiScaleContrast",
     "Mutual",
     "OnFeatures",
@@ -93,6 +97,7 @@ __all__ = [
     "attention_map",
     "attention_transfer",
     "balanced_kl",
+    "both_ways",
     "cka",
     "confidence_weights",
     "cosines",

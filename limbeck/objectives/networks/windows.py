@@ -21,14 +21,15 @@ class MultiScaleContrast(OnFeatures):
     Each window is the mean of the k × k places that it covers; one as large as the map is `Contrast` of pooled
     features. In the reverse a channel of the student is to find its own of the teacher by what it says of the batch.
 
-    Args: those of `OnFeatures`; tokens are taken as square maps.
+    Args: those of `OnFeatures`; tokens are taken as square maps, vectors as maps of one place.
         windows: sides k of the windows; 0 is the whole map.
         temperature: τ.
         channels: weight of the contrast of channels.
 
     Raises:
         BadSetting: no pairs or windows, a window below 0, a temperature that is not above 0.
-        Incompatible: no such taps, features without places or windows larger than they, a batch of one or that is cut.
+        Incompatible: no such taps, tokens that are no square, windows larger than the map, a batch of one or
+            that is cut.
 
     Source: MSDCRD, Wang & Wang 2025, arXiv 2502.05835, for windows at several scales and both contrasts within a batch;
     all windows count alike here, where the paper sorts them.
@@ -62,10 +63,12 @@ class MultiScaleContrast(OnFeatures):
 
 
 def square_maps(x: Tensor, by: object) -> Tensor:
-    """Features as maps, [B, C, H, W]."""
+    """Features as maps, [B, C, H, W]; a vector is at one place."""
     side = math.isqrt(x.shape[1]) if x.dim() == 3 else 0
     if x.dim() == 3 and side * side == x.shape[1]:
         x = x.mT.unflatten(2, (side, side))
+    if x.dim() == 2:
+        x = x[..., None, None]
     if x.dim() != 4:
         raise Incompatible(type(by).__name__, need="maps or a square of tokens", got=f"features {list(x.shape)}")
     pairs_of(x, by)
