@@ -154,7 +154,8 @@ def test_invariance_compares_the_first_channels_with_numbers() -> None:
     x = fields["x"][:1]
     first = [F.relu(layer) for layer in (net.layers[0](x), x @ net.layers[0].weight[:4].T + net.layers[0].bias[:4])]
     second = F.relu(net.layers[2](first[0])), F.relu(first[1] @ net.layers[2].weight[:3, :4].T + net.layers[2].bias[:3])
-    value = ((second[1] - second[0][:, :3].detach()) ** 2).mean()
+    n, f = second[1][0], second[0][0, :3].detach()
+    value = 1 - n @ f / (n.norm() * f.norm())
     expected = by_hand(net, value)
     same(expected, change(WidthInvariance(widths=(0.5,), drawn=0, taps=("layers.3",)), net, **fields))
 

@@ -48,6 +48,7 @@ from limbeck.objectives.networks.widths import (
     WidthCrossEntropy,
     WidthInvariance,
     task_cross_entropy,
+    turned,
 )
 from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
 
@@ -122,4 +123,5 @@ __all__ = [
     "task_cross_entropy",
     "windowed",
     "whitened",
+    "turned",
 ]

@@ -12,7 +12,7 @@ from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible, above_zero, in_range
-from limbeck.objectives.networks.features import mean_square, one_each
+from limbeck.objectives.networks.features import one_each
 from limbeck.objectives.networks.logits import logits, soft_kl, wide
 from limbeck.students.slimmable import Elastic
 
@@ -180,11 +180,26 @@ class InPlaceKD(AtWidths):
         return torch.stack([soft_kl(s, t, temperature=self.temperature) for s, t in pairs]).mean(0)
 
 
+def turned(one: Tensor, other: Tensor) -> Tensor:
+    """1 − cos(a, b) of all numbers of each example, [B].
+
+    Args:
+        one: features a, [B, …].
+        other: features b, of the same shape.
+
+    >>> turned(torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 0.0]]))
+    tensor([1.])
+    """
+    return 1 - F.cosine_similarity(one.flatten(1), other.flatten(1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class WidthInvariance(AtWidths):
-    """Configuration-invariant distillation: mean (n − f)², n the features of a narrow pass, f those at full width.
+    """Configuration-invariant distillation: 1 − cos(n, f), n the features of a narrow pass, f those at full width.
 
-    A narrow pass has the first channels alone, and these are compared; f does not move. Σ over taps.
+    A narrow pass has the first channels alone, and these are compared; f does not move. Σ over taps. Lengths are left
+    out: a narrow pass that lacks inputs makes up for them by larger weights, which are the full width's too, and
+    without norms both would grow for ever.
 
     Args: those of `AtWidths`.
         taps: of the student, between layers; names, see `tap`.
@@ -218,8 +233,8 @@ class WidthInvariance(AtWidths):
     def value(self, seen: Seen, tick: Tick) -> Tensor:
         full = tick.answer("student").detached().features
         pairs = [(wide(seen.features[name]), wide(full[name])) for name in self.taps]
-        parts = [mean_square(n, f[:, : n.shape[1]]) for n, f in pairs]
+        parts = [turned(n, f[:, : n.shape[1]]) for n, f in pairs]
         return sum(parts[1:], parts[0])
 
 
-__all__ = ["AtWidths", "InPlaceKD", "WidthCrossEntropy", "WidthInvariance", "task_cross_entropy"]
+__all__ = ["AtWidths", "InPlaceKD", "WidthCrossEntropy", "WidthInvariance", "task_cross_entropy", "turned"]

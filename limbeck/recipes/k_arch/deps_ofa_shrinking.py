@@ -2,13 +2,14 @@
 
 The full width learns from labels. From half of the run on, the narrowest and two random widths follow it, with a weight
 that grows from a tenth to 1: the paper's small learning rates for subnets, which by plain gradient descent is the same.
-Until then a tick is one pass, so that the whole run costs 2.5 passes a tick, and baselines with four have fewer ticks.
+Until then a tick is one pass, so that the run costs 2.5 passes a tick; baselines have ticks for as many passes.
 
-Delay saves passes here, not error: with as many passes from the first tick on, narrow widths are about as good. Later
-than half is far worse.
+What shows here is that narrow passes must not begin too late. That they should not begin at once did not show: with as
+many passes, in-place distillation from the first tick on, and labels at all widths, are about as good (0.9 to 1.1 ×).
 """
 
 from dataclasses import dataclass
+from math import inf
 
 from torch import nn
 
@@ -61,26 +62,27 @@ def mean_error(student: nn.Module, problem: Classification, seed: int) -> float:
 
 
 def recipe(problem: Classification, steps: int = 800) -> Recipe:
-    narrow, full, early = InPlaceKD(widths=WIDTHS[:1], drawn=2), CrossEntropy(), 5 * steps // 8
+    narrow, full, late = InPlaceKD(widths=WIDTHS[:1], drawn=2), CrossEntropy(), Delayed(start=0.9, until=0.95)
+    labels = WidthCrossEntropy(widths=WIDTHS[:1], drawn=2)
 
     def check(trial: Trial) -> float:
-        labels = WidthCrossEntropy(widths=WIDTHS[:1], drawn=2)
-        changes = by(full + labels, steps=early), by(full + narrow, steps=early), by(full + late * narrow)
-        others = [rerun(trial, change) for change in changes]
-        ours, plain, at_once, at_end = (mean_error(net, problem, trial.seed) for net in (trial.student, *others))
-        return ours / min(plain, at_once / 0.9, at_end)
+        ticks = {each: round(2.5 * steps / each) for each in (1.3, 4.0)}  # as many passes
+        at_end = by(full + late * narrow, steps=ticks[1.3])
+        at_once = (by(full + objective, steps=ticks[4.0]) for objective in (narrow, labels))
+        nets = (trial.student, *(rerun(trial, change) for change in (at_end, *at_once)))
+        ours, end, *others = (mean_error(net, problem, trial.seed) for net in nets)
+        return ours / end if ours <= 1.3 * min(others) else inf
 
-    late = Delayed(start=0.9, until=0.95)
     optim = {"default": Adam(lr=2e-3)}
     stage = learner("deps", full + Delayed() * narrow, steps=steps, student=supernet, batch=64, optim=optim)
     return Recipe(
         stages=(stage,),
         paper=Paper("2407.06167", "Annavajjala et al. 2024"),
         claim=Claim(
-            text="mean held-out error over five widths ≤ 0.95 × the least of: labels at the same widths, with as many "
-            "passes; narrow passes of the last tenth alone; and 1/0.9 of narrow passes from the first tick on",
+            text="mean held-out error over five widths ≤ 0.9 × that with narrow passes in the last tenth alone, for "
+            "as many passes; at most 1.3 × those with narrow passes from the first tick on, by labels or in place",
             check=check,
-            bound=0.95,
+            bound=0.9,
             on="digits-noisy",
             seeds=5,
             mean=True,
