@@ -203,3 +203,23 @@ def overshoot(student: nn.Module, problem: Generative, seed: int) -> float:
     teacher = problem.teacher
     assert isinstance(teacher, GaussianMixture) and isinstance(student, Particles)
     return (student.x.detach().norm(dim=1) - teacher.means.norm(dim=1).max()).clamp_min(0).mean().item()
+
+
+def retrained(trial: Trial, change: Callable[[Stage], Stage]) -> nn.Module:
+    """The result of a changed last stage on what the earlier stages left, under the same seed."""
+    last = trial.recipe.stages[-1]
+    assert isinstance(last, Stage)
+    return change(last).start(trial.problem, trial.prior, trial.seed).finish()
+
+
+def last_beats(
+    *changes: Callable[[Stage], Stage], figure: Callable[[nn.Module, Any, int], float] = error
+) -> Callable[[Trial], float]:
+    """`beats` where the last stage alone is changed: baselines start from what the same earlier stages left."""
+
+    def check(trial: Trial) -> float:
+        others = [retrained(trial, change) for change in changes]
+        ours, *theirs = (figure(student, trial.problem, trial.seed) for student in (trial.student, *others))
+        return ours / min(theirs)
+
+    return check

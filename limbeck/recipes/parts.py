@@ -1,5 +1,7 @@
 """Stages that recipes share: a generator that starts as its teacher, and particles that start as noise."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -73,3 +75,13 @@ def learner(name: str, objective: Objective, *, steps: int, lr: float = 5e-3, **
     optim = {"default": Adam(lr=lr, schedule=Cosine())}
     defaults = {"student": own_network, "batch": 128, "optim": optim}
     return Stage(name=name, steps=steps, objective=objective, **{**defaults, **settings})
+
+
+def copied(name: str) -> Callable[[Problem, Prior], nn.Module]:
+    """A copy of an earlier stage's result, to be trained further."""
+    return lambda problem, prior: copy.deepcopy(prior.student(name)).requires_grad_(True)
+
+
+def staged(name: str) -> Callable[[Problem, Prior], nn.Module]:
+    """The result of an earlier stage, as the teacher."""
+    return lambda problem, prior: prior.student(name)

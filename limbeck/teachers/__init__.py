@@ -1,8 +1,9 @@
 """What knows: exact teachers, trained networks."""
 
 from limbeck.teachers.dataset import ExactDataset
+from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.lora import low_rank
 from limbeck.teachers.mixture import GaussianMixture
 from limbeck.teachers.trained import Trained, denoising_weight, read_tensors
 
-__all__ = ["ExactDataset", "GaussianMixture", "Trained", "denoising_weight", "low_rank", "read_tensors"]
+__all__ = ["Ensemble", "ExactDataset", "GaussianMixture", "Trained", "denoising_weight", "low_rank", "read_tensors"]

@@ -39,6 +39,7 @@ from limbeck.objectives import (
     SDS,
     SIM,
     TDM,
+    UNIC,
     VSD,
     ApproximateR1,
     Attached,
@@ -93,7 +94,7 @@ from limbeck.students import (
     Trajectory,
     Views,
 )
-from limbeck.teachers import ExactDataset, GaussianMixture, Trained
+from limbeck.teachers import Ensemble, ExactDataset, GaussianMixture, Trained
 
 CLASSES, ROWS, BATCH = 3, 40, 16
 
@@ -162,6 +163,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "GaussianMixture": lambda kind: GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
     "ExactDataset": lambda kind: ExactDataset(points(kind), labels=labels()),
     "Classifier": classifier,
+    "Ensemble": lambda kind: Ensemble(classifier(kind), classifier(kind)),
     "With a source": lambda kind: {
         "teacher": GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
         "source": Particles(points(kind, 24).flip(0), labels(24)),
@@ -223,6 +225,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "KD, cold": lambda: KD(temperature=1.0),
     "FitNets": lambda: FitNets(pairs={"0": "0"}),
     "PartitionedKD": lambda: PartitionedKD(before="teacher"),
+    "UNIC": lambda: UNIC(teachers={"teacher": "0"}, last="2", ladder=("0",)),
     "OFA": lambda: OFA(taps=("0", "3:in"), temperature=2.0),
     "Contrast": lambda: Contrast(pairs={"0": "0"}),
     "CRD": lambda: CRD(pairs={"0": "3:in"}, examples=ROWS),

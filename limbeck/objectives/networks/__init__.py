@@ -2,6 +2,7 @@
 
 from limbeck.objectives.networks.attention import AttentionTransfer, attention_map, attention_transfer
 from limbeck.objectives.networks.blockwise import StableKD
+from limbeck.objectives.networks.adversary import OutputGAN
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
@@ -41,6 +42,7 @@ from limbeck.objectives.networks.perception import LumiNet, perceived
 from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.regeneration import MGD
+from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.widths import (
     AtWidths,
@@ -63,6 +65,7 @@ __all__ = [
     "RKD",
     "AtWidths",
     "AttentionTransfer",
+    "UNIC",
     "BalancedDivergence",
     "Between",
     "ConfidenceWeighted",
@@ -81,6 +84,7 @@ __all__ = [
     "Online",
     "Orthogonal",
     "PartitionedKD",
+    "OutputGAN",
     "PermutedTeacher",
     "Projection",
     "Projector",
@@ -104,6 +108,9 @@ __all__ = [
     "cosines",
     "entropy",
     "info_nce",
+    "cosine_and_smooth",
+    "entropy",
+    "heard",
     "jensen_shannon",
     "knows_better",
     "mean_square",
@@ -119,6 +126,7 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_distance",
     "soft_kl",
+    "standardised",
     "target_kl",
     "task_cross_entropy",
     "windowed",
