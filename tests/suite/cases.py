@@ -77,8 +77,8 @@ from limbeck.objectives import (
     StepGAN,
     Teacher,
     VariationalDistributionMapping,
-    WidthInvariance,
     VkD,
+    WidthInvariance,
     Zero,
 )
 from limbeck.problems.networks import ResidualMLP

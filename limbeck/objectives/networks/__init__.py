@@ -1,8 +1,8 @@
 """What compares two networks that map inputs to outputs: their logits, their features, and relations of features."""
 
+from limbeck.objectives.networks.adversary import OutputGAN
 from limbeck.objectives.networks.attention import AttentionTransfer, attention_map, attention_transfer
 from limbeck.objectives.networks.blockwise import StableKD
-from limbeck.objectives.networks.adversary import OutputGAN
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
@@ -32,16 +32,13 @@ from limbeck.objectives.networks.online import (
     entropy,
     reverse_kl,
 )
+from limbeck.objectives.networks.orthogonal import VkD, whitened
 from limbeck.objectives.networks.partition import PartitionedKD, knows_better, partitioned_kl
 from limbeck.objectives.networks.perception import LumiNet, perceived
 from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
-from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
-from limbeck.objectives.networks.orthogonal import VkD, whitened
-from limbeck.objectives.networks.perception import LumiNet, perceived
-from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
-from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.regeneration import MGD
+from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.widths import (
@@ -63,9 +60,9 @@ __all__ = [
     "OFA",
     "PLD",
     "RKD",
+    "UNIC",
     "AtWidths",
     "AttentionTransfer",
-    "UNIC",
     "BalancedDivergence",
     "Between",
     "ConfidenceWeighted",
@@ -83,8 +80,8 @@ __all__ = [
     "OnLogits",
     "Online",
     "Orthogonal",
-    "PartitionedKD",
     "OutputGAN",
+    "PartitionedKD",
     "PermutedTeacher",
     "Projection",
     "Projector",
@@ -93,24 +90,22 @@ __all__ = [
     "SinKD",
     "StableKD",
     "Unchanged",
+    "VkD",
     "WidthCrossEntropy",
     "WidthInvariance",
     "adaptive_target",
     "angles",
-    "VkD",
-    "adaptive_target",
     "attention_map",
     "attention_transfer",
     "balanced_kl",
     "both_ways",
     "cka",
     "confidence_weights",
+    "cosine_and_smooth",
     "cosines",
     "entropy",
-    "info_nce",
-    "cosine_and_smooth",
-    "entropy",
     "heard",
+    "info_nce",
     "jensen_shannon",
     "knows_better",
     "mean_square",
@@ -129,7 +124,7 @@ __all__ = [
     "standardised",
     "target_kl",
     "task_cross_entropy",
-    "windowed",
-    "whitened",
     "turned",
+    "whitened",
+    "windowed",
 ]
