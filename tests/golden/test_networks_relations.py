@@ -4,10 +4,9 @@ import math
 
 import pytest
 
-from tests.golden.waves import GOLDEN, B, gradient, same, wave
+from tests.golden.waves import GOLDEN, B, exporting, gradient, same, wave
 
-contrast = pytest.importorskip("limbeck.objectives.networks.contrast")
-relations = pytest.importorskip("limbeck.objectives.networks.relations")
+networks = exporting("RKD", "noise_contrast", "relational")
 
 
 @pytest.mark.parametrize("key", ["batch", "more", "scaled"])
@@ -21,10 +20,10 @@ def test_crd(key: str) -> None:
     student, teacher = wave("one", B, 6).requires_grad_(), wave("two", B, 6)
     settings = {"temperature": g["temperature"], "examples": n / (z * (n / data + g["eps"]))}
     lost = n * math.log1p(g["eps"] * data / n)
-    loss = contrast.noise_contrast(student, teacher, **settings).mean()
+    loss = networks.noise_contrast(student, teacher, **settings).mean()
     same(loss + lost, g[f"{key}_loss"])
     same(gradient(loss, student), g[f"{key}_grad"])
-    same(contrast.noise_contrast(teacher, student, **settings).mean() + lost, g[f"{key}_teacher_loss"])
+    same(networks.noise_contrast(teacher, student, **settings).mean() + lost, g[f"{key}_teacher_loss"])
 
 
 def test_crds_constant_stays_what_the_first_batch_made_it() -> None:
@@ -41,12 +40,12 @@ def test_rkd() -> None:
     g = GOLDEN["rkd"]
     student, teacher = wave("student", *g["student"]).requires_grad_(), wave("teacher", *g["teacher"])
     pairs, triples = (B - 1) / B, (B - 1) * (B - 2) / B**2
-    distance, angle = relations.relational(student, teacher)
+    distance, angle = networks.relational(student, teacher)
     for loss, key in ((pairs * distance, "distance"), (triples * angle, "angle")):
         same(loss, g[f"{key}_loss"])
         same(gradient(loss, student), g[f"{key}_grad"])
     weights = {"distance": g["weights"][0] * pairs, "angle": g["weights"][1] * triples}
-    loss = relations.RKD(pairs={"a": "a"}, **weights).value(student, teacher, None)
+    loss = networks.RKD(pairs={"a": "a"}, **weights).value(student, teacher, None)
     same(loss, g["loss"])
     same(gradient(loss, student), g["grad"])
 
@@ -56,6 +55,6 @@ def test_rkd_of_twins() -> None:
     g = GOLDEN["rkd"]
     student, teacher = wave("student", *g["student"]), wave("teacher", *g["teacher"])
     student[1], teacher[1] = student[0], teacher[0]
-    distance, _ = relations.relational(student.requires_grad_(), teacher)
+    distance, _ = networks.relational(student.requires_grad_(), teacher)
     same((B - 1) / B * distance, g["twice_loss"], 1e-6)
     same((B - 1) / B * gradient(distance, student), g["twice_grad"], 1e-6)

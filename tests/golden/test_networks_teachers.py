@@ -1,12 +1,11 @@
 """Several teachers at once against numbers that released code gave: networks.toml, with sources."""
 
-import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.waves import F64, GOLDEN, B, gradient, same, tensor, wave
+from tests.golden.waves import F64, GOLDEN, B, exporting, gradient, same, tensor, wave
 
-several = pytest.importorskip("limbeck.objectives.networks.several")
+networks = exporting("cosine_and_smooth", "heard", "standardised")
 
 G = GOLDEN["unic"]
 
@@ -28,7 +27,7 @@ def test_cosine_and_smooth() -> None:
     """Halves as there, where patches and the class token count alike; ours is of one tap."""
     assert G["lam"] == [0.5, 0.5]
     for k in range(3):
-        losses = [several.cosine_and_smooth(*side) for side in sides(k)]
+        losses = [networks.cosine_and_smooth(*side) for side in sides(k)]
         same(losses[0], (tensor(G["cosine"][k]) + tensor(G["smooth"][k])) / 2)
         same((losses[0] + losses[1]) / 2, G["each"][k])
 
@@ -36,10 +35,10 @@ def test_cosine_and_smooth() -> None:
 def test_dropped_teachers() -> None:
     """One normaliser for the batch: an example counts as often as it hears a teacher."""
     tokens = [sides(k) for k in range(3)]
-    losses = torch.stack([sum(several.cosine_and_smooth(*side) for side in of) / 2 for of in tokens], 1)
+    losses = torch.stack([sum(networks.cosine_and_smooth(*side) for side in of) / 2 for of in tokens], 1)
     worst, given = losses.argmax(1), iter(G["random"])
     chance = tensor([[0.0 if k == worst[i] else next(given) for k in range(3)] for i in range(B)])
-    kept = several.heard(losses.detach(), chance, drop=G["drop"])
+    kept = networks.heard(losses.detach(), chance, drop=G["drop"])
     assert kept.T.int().tolist() == G["kept"] and len(set(kept.sum(1).tolist())) > 1
     loss = (kept * losses).sum() / kept.sum()
     same(loss, G["loss"])
@@ -49,7 +48,7 @@ def test_dropped_teachers() -> None:
     same(losses.mean(), G["all_kept_loss"])
     same(losses.amax(1).mean(), G["worst_alone_loss"])
     for drop, key in ((0.0, "all_kept_loss"), (1.0, "worst_alone_loss")):
-        kept = several.heard(losses.detach(), chance, drop=drop)
+        kept = networks.heard(losses.detach(), chance, drop=drop)
         same((kept * losses).sum() / kept.sum(), G[key])
 
 
@@ -66,5 +65,5 @@ def test_statistics_of_teachers() -> None:
     same(mean, G["norm_mean"])
     same(std, G["norm_std"])
     same(G["norm_out"][0], batches[0], 1e-5)
-    ours = several.standardised(batches[0][:, None], eps=0.0)[:, 0]
+    ours = networks.standardised(batches[0][:, None], eps=0.0)[:, 0]
     same(ours * (1 - 1 / B) ** 0.5, (batches[0] - batches[0].mean(0)) / batches[0].std(0))

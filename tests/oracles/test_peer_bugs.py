@@ -106,9 +106,12 @@ def on_logits() -> list[Objective]:
 @pytest.mark.parametrize("objective", on_logits(), ids=lambda objective: type(objective).__name__)
 def test_padded_classes_are_refused(objective: Objective, classes: tuple[int, int]) -> None:
     """Whoever has more of them: neither is cut or filled up behind the user's back."""
-    one, other = (nn.Linear(4, n) for n in classes)
+    one, other, before = (nn.Linear(4, n) for n in (*classes, classes[1]))
     data = Dataset(x=torch.randn(16, 4), y=torch.arange(16) % 3)
-    nets = (None, {"student": other, "peer": one}) if isinstance(objective, Online) else (one, other)
+    more = {objective.before: before} if hasattr(objective, "before") else {}
+    nets = (
+        (None, {"student": other, "peer": one}) if isinstance(objective, Online) else ({"teacher": one} | more, other)
+    )
     with pytest.raises(Incompatible, match=r"with \d classes, got \d"):
         distill(*nets, objective, data, steps=1, batch=8).finish()
 
