@@ -19,12 +19,14 @@ from limbeck import (
     KD,
     PLD,
     Dataset,
+    FitNets,
     JensenShannonKD,
     Objective,
     Online,
     OnLogits,
     Orthogonal,
     Rng,
+    Same,
     SinKD,
     adaptive_target,
     balanced_kl,
@@ -272,6 +274,28 @@ def test_a_teacher_does_not_learn_by_being_asked() -> None:
     for x, out in said[-3:]:
         with torch.no_grad():
             close(out, copy.deepcopy(teacher).eval()(x))
+
+
+# Features that change after they were read
+
+
+@pytest.mark.parametrize(
+    "inplace", [False, pytest.param(True, marks=broken("nobody looks whether a tap was written into"))]
+)
+def test_a_tap_gives_what_its_layer_put_out(inplace: bool) -> None:
+    """A ReLU that works in place would make another feature of it: that is refused, or does nothing."""
+    losses = []
+    for act in (nn.ReLU(), nn.ReLU(inplace=inplace)):
+        torch.manual_seed(0)
+        teacher, student = (nn.Sequential(nn.Linear(4, 6), copy.deepcopy(act), nn.Linear(6, 3)) for _ in range(2))
+        objective = FitNets(pairs={"0": "0"}, projector=Same())
+        run = distill(teacher, student, objective, Dataset(x=Rng("x").normal(64, 4)), steps=1, batch=8)
+        try:
+            losses.append(run.tick().losses)
+        except Incompatible:
+            assert inplace
+            return
+    assert losses[0] == losses[1]
 
 
 # What is coupled by the batch
