@@ -289,9 +289,9 @@ def test_a_tap_gives_what_its_layer_put_out(inplace: bool) -> None:
         torch.manual_seed(0)
         teacher, student = (nn.Sequential(nn.Linear(4, 6), copy.deepcopy(act), nn.Linear(6, 3)) for _ in range(2))
         objective = FitNets(pairs={"0": "0"}, projector=Same())
-        run = distill(teacher, student, objective, Dataset(x=Rng("x").normal(64, 4)), steps=1, batch=8)
+        data = Dataset(x=Rng("x").normal(64, 4))
         try:
-            losses.append(run.tick().losses)
+            losses.append(distill(teacher, student, objective, data, steps=1, batch=8).tick().losses)
         except Incompatible:
             assert inplace
             return
