@@ -153,6 +153,7 @@ class Run:
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
         self.skipped = 0
+        self.asked: dict[str, dict[str, bool]] = {}
         self._failures = dict.fromkeys(cast.roles, 0)
 
     def _refuse_coupled(self) -> None:
@@ -280,12 +281,24 @@ class Books:
 
     def add(self, tick: Tick) -> None:
         """All losses of one micro-batch, and one pass of their gradients through each student's samples."""
+        self._ahead(tick)
         for k, term in enumerate(self.due):
-            tick.trains = term.roles
+            tick.trains, tick.asked = term.roles, {}
             with self.run.cast.training(term.roles):
                 for part, loss in enumerate(self._parts(term, tick)):
                     self._backward(term, loss, tick, first=part == 0)
+            self.run.asked[term.name] = tick.asked
             self._through(tick, later={role for other in self.due[k + 1 :] for role in other.roles})
+
+    def _ahead(self, tick: Tick) -> None:
+        """Passes without a graph that these losses made last time: now, while no graph takes memory beside them."""
+        asked: dict[str, bool] = {}
+        for term in self.due:
+            asked = self.run.asked.get(term.name, {}) | asked
+        for who, cast in asked.items():
+            if who not in tick.due:
+                with self.run.context() if cast else nullcontext():
+                    tick.answer(who)
 
     def _parts(self, term: Term, tick: Tick) -> Iterator[Loss]:
         """A term's loss, or the summands of it, each made when the one before is done with."""

@@ -96,6 +96,7 @@ class Tick:
         self.i, self.progress = place.i, place.progress
         self.size = place.part.stop - place.part.start
         self.trains: tuple[str, ...] = ()  # the roles of the loss that is being computed
+        self.asked: dict[str, bool] = {}  # networks that it asked for what has no graph, and whether under autocast
         self.grads: Mapping[str, Tensor] = {}
         self._draws: dict[str, tuple[Tensor, Draw]] = {}
         self._moved: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -223,8 +224,11 @@ class Tick:
         Raises:
             Incompatible: features that cannot train the role that is asked.
         """
-        x, learns = self.batch["x"] if x is None else x, who in self.due
+        usual, learns = x is None and key == "x", who in self.due
+        x = self.batch["x"] if x is None else x
         moved = any(leaf.requires_grad for leaf in tree_leaves(x))
+        if usual and not (learns or moved):
+            self.asked.setdefault(who, torch.is_autocast_enabled(self.place.device.type))
 
         def make() -> Seen:
             with self.seeded(("answer", who, key)), self.cast.training((who,) if learns else self.trains):
