@@ -288,6 +288,8 @@ class Books:
                 for part, loss in enumerate(self._parts(term, tick)):
                     self._backward(term, loss, tick, first=part == 0)
             self.run.asked[term.name] = tick.asked
+            if k == len(self.due) - 1:
+                tick.forget()
             self._through(tick, later={role for other in self.due[k + 1 :] for role in other.roles})
 
     def _ahead(self, tick: Tick) -> None:

@@ -234,7 +234,7 @@ class Cast:
             return Seen(output_of(module, x), {})
         with taps:
             out = output_of(module, x)
-            return Seen(out, dict(taps))
+            return Seen(out, taps.take())
 
     @torch.no_grad()
     def dry(self, who: str) -> Seen:

@@ -67,6 +67,12 @@ class Taps(Mapping[str, Tensor]):
     def __del__(self) -> None:
         self.remove()
 
+    def take(self) -> dict[str, Tensor]:
+        """All features of the last pass, which are kept here no longer."""
+        taken = dict(self)
+        self._box.found.clear()
+        return taken
+
     def remove(self) -> None:
         """Takes the hooks off the module."""
         for handle in getattr(self, "_handles", ()):

@@ -255,6 +255,10 @@ class Tick:
         module = self.cast.need(who, Denoiser, by=self)
         return Seen((guidance(module) if guidance else module).denoise(x_t, noised.t, noised.cond), {})
 
+    def forget(self) -> None:
+        """Lets go of what was passed without a graph: no loss wants it any more, and graphs need the memory."""
+        self._cuts = {key: cut for key, cut in self._cuts.items() if cut.leaves[0].requires_grad}
+
     @property
     def cuts(self) -> Iterator["Cut"]:
         """Where the graph was cut, in the order in which gradients go back through: passes first, then draws."""

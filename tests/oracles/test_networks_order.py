@@ -1,5 +1,6 @@
 """Who is asked when: a pass without a graph comes before those with one, and changes nothing but memory."""
 
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -88,3 +89,16 @@ def test_the_same_bits(objective: Objective, settings: dict[str, object], monkey
     for other in (again, plain):
         for a, b in zip(run.student.state_dict().values(), other.student.state_dict().values(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_nothing_is_kept_for_nobody() -> None:
+    """What a teacher said is gone when gradients go back through the student; between ticks no feature is kept."""
+    run = start(KD() + FitNets(pairs={"2": "2"}), [])
+    said, alive = [], []
+    taught = run.cast.teachers["teacher"][2]
+    taught.register_forward_hook(lambda module, args, out: said.append(weakref.ref(out.untyped_storage())))
+    first = next(run.cast.student.parameters())
+    first.register_post_accumulate_grad_hook(lambda p: alive.append(said[-1]() is not None))
+    run.tick(), run.tick()
+    assert alive == [False, False]
+    assert all(not taps._box.found for taps in run.cast.taps.values())
