@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.errors import Incompatible
@@ -23,6 +24,7 @@ class _Box:
 
     open: bool = False
     found: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, int | None] = field(default_factory=dict)
 
 
 class _Keep:
@@ -34,7 +36,9 @@ class _Keep:
     def __call__(self, module: nn.Module, args: Any, more: Any) -> None:
         # closed while checkpointing computes again
         if self.box is not None and self.box.open:
-            self.box.found[self.name] = first_tensor((args, more) if self.when == "before" else more)
+            found = first_tensor((args, more) if self.when == "before" else more)
+            self.box.found[self.name] = found
+            self.box.versions[self.name] = None if torch.compiler.is_compiling() else found._version
 
     def __deepcopy__(self, memo: object) -> "_Keep":
         return _Keep()
@@ -82,7 +86,11 @@ class Taps(Mapping[str, Tensor]):
         if name in self.names and name not in self._box.found:
             got = "a pass that did not reach it, or a module that was compiled and called before it was tapped"
             raise Incompatible(f"tap {name!r}", need="a pass of its module", got=got)
-        return self._box.found[name]
+        found, version = self._box.found[name], self._box.versions[name]
+        if version is not None and found._version != version:
+            need, got = "features that stay as they were put out", "some that a later layer writes into"
+            raise Incompatible(f"tap {name!r}", need=need, got=got, fit="a tap of that layer, or inplace=False,")
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

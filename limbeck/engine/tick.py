@@ -222,7 +222,7 @@ class Tick:
         The first pass of a role that some loss of this tick trains has a graph, whoever asks: there is no second one.
 
         Raises:
-            Incompatible: features that cannot train the role that is asked.
+            Incompatible: features that cannot train the role that is asked, a network that writes into its inputs.
         """
         usual, learns = x is None and key == "x", who in self.due
         x = self.batch["x"] if x is None else x
@@ -231,8 +231,12 @@ class Tick:
             self.asked.setdefault(who, torch.is_autocast_enabled(self.place.device.type))
 
         def make() -> Seen:
+            versions = [leaf._version for leaf in tree_leaves(x)]
             with self.seeded(("answer", who, key)), self.cast.training((who,) if learns else self.trains):
                 seen = self.cast.ask(who, x)
+            if versions != [leaf._version for leaf in tree_leaves(x)]:  # what the next one sees would be that
+                need, got = "a network that leaves its inputs as they are", "one that writes into them"
+                raise Incompatible(f"the {who}", need=need, got=got, fit="no operation in place on x")
             if lost := [name for name, value in seen.features.items() if learns and not value.requires_grad]:
                 got = "none, as frozen layers and reentrant checkpointing leave it"
                 raise Incompatible(f"tap {lost[0]!r} of the {who}", need="features with gradient", got=got)
