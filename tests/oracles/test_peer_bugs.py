@@ -8,7 +8,6 @@ are mixed and two classes in test_networks.py, and what released code rounds awa
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -61,11 +60,6 @@ every = pytest.mark.parametrize("name", PER_EXAMPLE)
 def logits(n: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
     rng = Rng("peers")
     return 3 * rng.normal(n, classes, dtype=F64), 3 * rng.normal(n, classes, dtype=F64)
-
-
-def broken(why: str) -> Any:
-    """A case that fails as the code stands; when it is mended, the mark has to go."""
-    return pytest.mark.xfail(strict=True, reason=why)
 
 
 # Reductions: a mean over classes (`reduction="mean"`), or over rows and classes, makes a loss C times too small
@@ -126,15 +120,7 @@ def test_classes_filled_up_with_zeros_are_not_nothing(name: str) -> None:
     assert ((padded - PER_EXAMPLE[name](s, t)).abs() > 1e-3).all()
 
 
-NAN = "0·(−∞ − −∞) and 0·(−∞ − s) are summed"
-GAPS = [
-    pytest.param("soft_kl", marks=broken(NAN)),
-    pytest.param("jensen_shannon", marks=broken(NAN)),
-    pytest.param("rest_kl", marks=broken(NAN)),
-    "target_kl",
-    "adaptive_target",
-    "plackett_luce",
-]
+GAPS = ["soft_kl", "jensen_shannon", "rest_kl", "target_kl", "adaptive_target", "plackett_luce"]
 
 
 @pytest.mark.parametrize("name", GAPS)
@@ -155,7 +141,7 @@ def test_a_teachers_gaps_reach_a_transport() -> None:
     close(sinkhorn_distance(s, gaps), sinkhorn_distance(s, torch.where(gaps.isneginf(), -1e4, gaps)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=broken(NAN)) for name in ("soft_kl", "jensen_shannon")])
+@pytest.mark.parametrize("name", ["soft_kl", "jensen_shannon"])
 def test_classes_that_neither_knows_change_nothing(name: str) -> None:
     """Both masked by −∞: as if these classes were not there, with gradients 0 at them."""
     s, t = logits()
@@ -169,14 +155,7 @@ def test_classes_that_neither_knows_change_nothing(name: str) -> None:
 # Divergences below zero
 
 
-SIGNS = [
-    pytest.param("jensen_shannon", marks=broken("rounding of two halves is left in: −1e-7")),
-    pytest.param("reverse_kl", marks=broken("half precision is not widened, and rounding is left in: −0.02")),
-    pytest.param("balanced_kl", marks=broken("`reverse_kl`'s")),
-    "soft_kl",
-    "target_kl",
-    "rest_kl",
-]
+SIGNS = ["jensen_shannon", "reverse_kl", "balanced_kl", "soft_kl", "target_kl", "rest_kl"]
 
 
 @pytest.mark.parametrize("name", SIGNS)

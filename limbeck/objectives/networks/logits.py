@@ -31,8 +31,25 @@ def soft_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Te
     """
     s = F.log_softmax(wide(student) / temperature, -1)
     t = F.log_softmax(wide(teacher).detach() / temperature, -1)
-    value = (t.exp() * (t - s)).sum(-1)
-    return temperature**2 * (value + (-value).clamp_min(0).detach())  # rounding alone goes below 0; gradients stay
+    return temperature**2 * from_zero(weighed(t, s).sum(-1))
+
+
+def weighed(p: Tensor, q: Tensor) -> Tensor:
+    """e^p·(p − q) of logarithms of probabilities, [B, C]: 0 where p has none, whatever q has there.
+
+    >>> weighed(torch.tensor([0.0, -torch.inf]), torch.tensor([-1.0, -torch.inf]))
+    tensor([1., 0.])
+    """
+    return p.exp() * torch.where(p.isneginf(), 0, p - q)
+
+
+def from_zero(value: Tensor) -> Tensor:
+    """A divergence, which rounding alone takes below 0, at 0 there; gradients stay.
+
+    >>> from_zero(torch.tensor([-1e-8, 2.0]))
+    tensor([0., 2.])
+    """
+    return value + (-value).clamp_min(0).detach()
 
 
 def wide(x: Tensor) -> Tensor:
@@ -53,8 +70,9 @@ def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
     tensor([0.6931])
     """
     s, t = wide(student).log_softmax(-1), wide(teacher).detach().log_softmax(-1)
-    m = torch.logaddexp(s, t) - math.log(2)
-    return 0.5 * (t.exp() * (t - m) + s.exp() * (s - m)).sum(-1)
+    none = s.isneginf() & t.isneginf()  # whose gradient would be NaN
+    m = torch.logaddexp(s.masked_fill(none, 0), t.masked_fill(none, 0)) - math.log(2)
+    return 0.5 * from_zero((weighed(t, m) + weighed(s, m)).sum(-1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible, above_zero, in_range
-from limbeck.objectives.networks.logits import both_logits, soft_kl
+from limbeck.objectives.networks.logits import both_logits, from_zero, soft_kl, weighed, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
     >>> reverse_kl(torch.zeros(1, 2), torch.zeros(1, 2))
     tensor([0.])
     """
-    s, t = (student / temperature).log_softmax(-1), (teacher.detach() / temperature).log_softmax(-1)
-    return temperature**2 * (s.exp() * (s - t)).sum(-1)
+    s, t = ((wide(z) / temperature).log_softmax(-1) for z in (student, teacher.detach()))
+    return temperature**2 * from_zero(weighed(s, t).sum(-1))
 
 
 def balanced_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
