@@ -109,12 +109,14 @@ def problems() -> dict[str, Path]:
 
 
 def find_problem(name: str) -> Path:
-    """The file of a built-in problem, or of a user's own.
+    """The file of a built-in problem, or of a user's own; or the folder of a pipeline.
 
     >>> find_problem("sequence")
     Traceback (most recent call last):
     limbeck.errors.BadSetting: there is no problem 'sequence'; did you mean sequences? A path to a Python file fits too.
     """
+    if (Path(name) / "model_index.json").exists():
+        return Path(name)
     return problems()[name] if name in problems() else _own(name, "problem", problems())
 
 

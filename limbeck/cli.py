@@ -14,6 +14,8 @@ import limbeck
 from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
+Format = Literal["safetensors", "onnx", "diffusers"]
+
 
 @dataclass(frozen=True)
 class Systems:
@@ -164,7 +166,7 @@ class Export:
 
     folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
     out: Annotated[Path, arg(help="where to, a new folder")]
-    to: Annotated[Literal["safetensors", "onnx"], arg(help="format; onnx is for classifiers")] = "safetensors"
+    to: Annotated[Format, arg(help="onnx for classifiers, diffusers for pipelines")] = "safetensors"
 
     def run(self) -> int:
         from limbeck.commands import export

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import catalogue, loading
+from limbeck.bridges import Pipeline, write_pipeline
 from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.ranks import leads, meet, together
@@ -36,6 +37,7 @@ from limbeck.evaluate.picture import moments, picture, side_by_side
 from limbeck.evaluate.report import About, beside, number, reporting, write_report
 from limbeck.export import to_onnx
 from limbeck.problems.problem import Classification, Generative, Problem
+from limbeck.students import FewStep
 
 console = Console(highlight=False, markup=False)
 
@@ -380,11 +382,24 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
             gap = _export_onnx(session, out, description)
             say(f"exported: {out}, within {gap:.1e} of the network in onnxruntime")
             return 0
+        if to == "diffusers":
+            _export_pipeline(session, out)
+            say(f"exported: {out}, for DiffusionPipeline.from_pretrained")
+            return 0
         write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
     except Failed as error:
         raise BadFile(str(error)) from error
     say(f"exported: {out}")
     return 0
+
+
+def _export_pipeline(session: Session, out: Path) -> None:
+    """Writes a generator of few steps as a pipeline."""
+    problem, student = session.problem, session.student
+    if not isinstance(problem, Pipeline) or not isinstance(student, FewStep):
+        need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"
+        raise Incompatible("export to diffusers", need=need, got=got, fit="--to safetensors")
+    write_pipeline(student, out, like=problem.folder)
 
 
 def _export_onnx(session: Session, out: Path, description: bytes) -> float:

@@ -22,7 +22,7 @@ from limbeck.problems.problem import Problem
 
 
 def load_problem(name: str) -> Problem:
-    """A built-in problem by name, or the one that a user's file makes with its function ``problem()``.
+    """A built-in problem by name, what a user's file makes with its function ``problem()``, or a pipeline's folder.
 
     Raises:
         BadSetting, BadFile: no such problem, or a file that makes none.
@@ -31,6 +31,10 @@ def load_problem(name: str) -> Problem:
     'mixture2d'
     """
     path = catalogue.find_problem(name)
+    if path.is_dir():
+        from limbeck.bridges import Pipeline
+
+        return Pipeline(path)
     problem = call(path, function(path, "problem"))
     if not isinstance(problem, Problem):
         raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")
@@ -216,7 +220,7 @@ def describe(
 
 
 def _portable(name: str) -> str:
-    return str(Path(name).resolve()) if name.endswith(".py") or "/" in name else name
+    return str(Path(name).resolve()) if name.endswith(".py") or "/" in name or Path(name).is_dir() else name
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from limbeck.diffusion.denoiser import Denoiser, Featured, Seen, Wrapped
 from limbeck.diffusion.guidance import CFG, Guidance, Guided, Instead, Negative, NegativeAttention, PerpNeg, RandomCFG
 from limbeck.diffusion.process import EDM, VP, Form, Process, RectifiedFlow, TrigFlow, like
 from limbeck.diffusion.samplers import State, ancestral, dpm_solver, euler, few_step, heun, heun_step, sample
+from limbeck.diffusion.table import Tabulated
 from limbeck.diffusion.times import Annealed, Karras, LogNormal, Times, Uniform
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RectifiedFlow",
     "Seen",
     "State",
+    "Tabulated",
     "Times",
     "TrigFlow",
     "Uniform",

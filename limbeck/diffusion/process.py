@@ -67,6 +67,10 @@ class Process(ABC):
         """σ(t)/α(t), the noise level in units of the signal, [B]."""
         return self.sigma(t) / self.alpha(t)
 
+    def begin(self, t: Tensor) -> Tensor:
+        """The standard deviation of the noise that a sampler begins with at t, [B]: σ(t), as if E[x0] were 0."""
+        return self.sigma(t)
+
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = α(t)·x0 + σ(t)·ε, shape of x0."""
         return like(self.alpha(t), x0) * x0 + like(self.sigma(t), x0) * eps

@@ -26,8 +26,8 @@ class State:
 
 
 def start(noise: Tensor, times: Tensor, process: Process) -> Tensor:
-    """The state at the first noise level, x = α·E[x0] + σ·ε with E[x0] taken as 0; shape of ``noise``."""
-    return like(process.sigma(times[:1]), noise) * noise
+    """The state at the first noise level, x = σ·ε, or what the process begins with instead; shape of ``noise``."""
+    return like(process.begin(times[:1]), noise) * noise
 
 
 def euler(denoiser: Denoiser, noise: Tensor, times: Tensor, cond: Tree = None) -> Iterator[State]:

@@ -83,7 +83,7 @@ def teacher_of(problem: Generative) -> Sampler:
     return lambda noise, cond, rng: Draw(problem.teacher_sample(noise, cond), cond)
 
 
-def evaluate(student: nn.Module, problem: Problem, *, n: int = 5000, seed: int = 0) -> dict[str, float]:
+def evaluate(student: nn.Module, problem: Problem, *, n: int | None = None, seed: int = 0) -> dict[str, float]:
     """Student and teacher before the same judge; the teacher's figures end in ``_teacher``.
 
     Where the problem has held-out data, their distances to the reference end in ``_heldout``: what real samples that
@@ -95,6 +95,7 @@ def evaluate(student: nn.Module, problem: Problem, *, n: int = 5000, seed: int =
     if isinstance(problem, Classification):
         theirs, ours = (judge_classifier(model, problem) for model in (problem.teacher, student))
     elif isinstance(problem, Generative):
+        n = n or problem.judged
         n = min(n, getattr(student, "size", None) or n)
         nfe = len(student.ratios) if isinstance(student, FewStep) else 0
         ours = {**judge(student_of(student), problem, n=n, seed=seed), "nfe": nfe}

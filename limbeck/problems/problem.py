@@ -48,6 +48,7 @@ class Generative(Problem):
         steps: of the teacher's sampler; Heun, so 2·steps − 1 passes.
         ratio: noise level σ/α at which a one-step generator suits it.
         particles: how many free samples suit it.
+        judged: how many samples of a result are judged.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class Generative(Problem):
     steps: int = 18
     ratio: float = 1.0
     particles: int = 256
+    judged: int = 5000
 
     @property
     @abstractmethod
