@@ -178,7 +178,8 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
         for name in (part for part in index if part not in (place, "scheduler") and (Path(like) / part).is_dir()):
             shutil.copytree(Path(like) / name, made / name, ignore=ignored)
-        denoiser.net.save_pretrained(made / place, safe_serialization=True)
+        net: Any = denoiser.net
+        net.save_pretrained(made / place, safe_serialization=True)
         scheduler.save_pretrained(made / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (made / "model_index.json").write_text(json.dumps(index, indent=2))
