@@ -28,6 +28,8 @@ from limbeck.errors import Incompatible
 from limbeck.objectives import (
     CKA,
     CRD,
+    DMAE,
+    G2SD,
     GAN,
     KD,
     L2,
@@ -238,6 +240,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
     "AttentionTransfer": lambda: AttentionTransfer(pairs={"0": "0"}),
     "MGD": lambda: MGD(pairs={"0": "0"}, over="channels"),
+    "DMAE": lambda: DMAE(pairs={"0": "0"}),
+    "G2SD": lambda: G2SD(pairs={"0": "0"}),
     "VkD": lambda: VkD(pairs={"0": "2"}),
     "VkD, whitened": lambda: VkD(pairs={"0": "2"}, whiten=True),
     "StableKD": lambda: StableKD(pairs={"0": "0", "3:in": "3:in"}),
@@ -255,6 +259,9 @@ ANY = {"DMD", "GAN"}
 DATA: dict[str, Callable[[Kind], Source]] = {
     "ExitContrast": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
+    "Reconstruction": lambda kind: Dataset(
+        x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1
+    )
 }
 
 

@@ -24,6 +24,7 @@ from limbeck.objectives.networks.logits import (
     soft_kl,
 )
 from limbeck.objectives.networks.modes import MultiMode
+from limbeck.objectives.networks.masked import DMAE, G2SD, Reconstruction, filled_in
 from limbeck.objectives.networks.online import (
     BalancedDivergence,
     Mutual,
@@ -55,6 +56,8 @@ __all__ = [
     "CKA",
     "CRD",
     "DKD",
+    "DMAE",
+    "G2SD",
     "KD",
     "MGD",
     "OFA",
@@ -86,6 +89,7 @@ __all__ = [
     "Projection",
     "Projector",
     "Relational",
+    "Reconstruction",
     "Same",
     "SinKD",
     "StableKD",
@@ -106,6 +110,7 @@ __all__ = [
     "entropy",
     "heard",
     "info_nce",
+    "filled_in",
     "jensen_shannon",
     "knows_better",
     "mean_square",
