@@ -1,5 +1,6 @@
 """What recipes share: checks that measure a ratio to an honest baseline."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 
 from limbeck.diffusion import Karras, euler, like, sample
 from limbeck.engine.loop import distill
-from limbeck.engine.objective import Objective
-from limbeck.engine.optim import SGD
+from limbeck.engine.objective import Loss, Objective
+from limbeck.engine.optim import SGD, Adam
 from limbeck.engine.recipe import Claim, Stage, Trial
 from limbeck.engine.run import run_recipe
+from limbeck.engine.schedule import Cosine
 from limbeck.engine.student import Draw
+from limbeck.engine.tick import Place, Tick
 from limbeck.evaluate.comparison import evaluate, fresh, judge, student_of
 from limbeck.evaluate.metrics import sliced_wasserstein
-from limbeck.problems.problem import Classification, Generative
+from limbeck.problems.problem import Classification, Generative, evaluating
 from limbeck.rng import Rng, seeded
 from limbeck.students import FromNoise, Particles, Trajectory
 from limbeck.teachers import GaussianMixture
@@ -223,3 +226,23 @@ def last_beats(
         return ours / min(theirs)
 
     return check
+def fitted(objective: Objective, *, steps: int = 100) -> Callable[[nn.Module, Any, int], float]:
+    """A figure: the held-out loss of an objective whose projectors learn for so many ticks while the student stays.
+
+    It says how much of what the objective wants is in the student's features, whoever taught it.
+    """
+
+    def figure(student: nn.Module, problem: Classification, seed: int) -> float:
+        optim = {"default": Adam(lr=5e-3, schedule=Cosine()), "student": SGD(lr=0.0)}
+        still, seeds = copy.deepcopy(student), (seed, "fitted")
+        run = distill(problem.teacher, still, objective, problem.source, steps=steps, batch=64, optim=optim, seed=seeds)
+        run.finish()
+        x, y = problem.heldout
+        tick = Tick(
+            run.cast, Place(seeds, steps, 1.0, slice(0, len(x)), len(x), run.device), {"x": x, "y": y}, frozenset()
+        )
+        with torch.no_grad(), evaluating(still):
+            losses = [term.loss(tick) for term in run.terms]
+        return sum(loss.value.mean().item() for loss in losses if isinstance(loss, Loss))
+
+    return figure

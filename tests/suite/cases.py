@@ -53,6 +53,7 @@ from limbeck.objectives import (
     DiffRatio,
     Direction,
     ExitContrast,
+    DualView,
     Fake,
     FDistill,
     FitNets,
@@ -68,8 +69,10 @@ from limbeck.objectives import (
     Orthogonal,
     PairGAN,
     PartitionedKD,
+    PartialCrossAttention,
     PerSample,
     PixelClip,
+    Relations,
     Reward,
     Same,
     ScoreDistillation,
@@ -78,6 +81,7 @@ from limbeck.objectives import (
     StableKD,
     StepGAN,
     Teacher,
+    ThroughTeacher,
     VariationalDistributionMapping,
     VkD,
     WidthInvariance,
@@ -246,6 +250,10 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "VkD, whitened": lambda: VkD(pairs={"0": "2"}, whiten=True),
     "StableKD": lambda: StableKD(pairs={"0": "0", "3:in": "3:in"}),
     "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
+    "DualView": lambda: DualView(pairs={"0": "0"}),
+    "ThroughTeacher": lambda: ThroughTeacher(pairs={"0": "2:in"}),
+    "PartialCrossAttention": lambda: PartialCrossAttention(tap="0", parts=("0", "1", "2"), heads=2),
+    "Relations": lambda: Relations(pairs={"0": "3"}),
 }
 
 MEET = {("GAN", "SiD, times of the GAN"), ("DMD", "GAN, trains the critic")}
@@ -262,6 +270,7 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1
     )
+    "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
 }
 
 

@@ -5,6 +5,9 @@ from limbeck.objectives.networks.attention import AttentionTransfer, attention_m
 from limbeck.objectives.networks.blockwise import StableKD
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
+from limbeck.objectives.networks.across import Convolution, CrossAttention, Groupwise
+from limbeck.objectives.networks.branches import OFA, adaptive_target
+from limbeck.objectives.networks.crossing import PartialCrossAttention
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
 from limbeck.objectives.networks.exits import ExitContrast, both_ways
 from limbeck.objectives.networks.features import FitNets, OnFeatures, mean_square
@@ -51,6 +54,9 @@ from limbeck.objectives.networks.widths import (
     turned,
 )
 from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
+from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
+from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
+from limbeck.objectives.networks.views import DualView, ThroughTeacher, alternating, direction_error
 
 __all__ = [
     "CKA",
@@ -74,6 +80,12 @@ __all__ = [
     "ExitContrast",
     "FitNets",
     "InPlaceKD",
+    "Convolution",
+    "CrossAttention",
+    "CrossEntropy",
+    "DualView",
+    "FitNets",
+    "Groupwise",
     "JensenShannonKD",
     "LumiNet",
     "MultiMode",
@@ -93,6 +105,15 @@ __all__ = [
     "Same",
     "SinKD",
     "StableKD",
+    "PartialCrossAttention",
+    "PermutedTeacher",
+    "Projection",
+    "Projector",
+    "Relations",
+    "Same",
+    "SinKD",
+    "ThroughTeacher",
+    "Tokens",
     "Unchanged",
     "VkD",
     "WidthCrossEntropy",
@@ -101,12 +122,14 @@ __all__ = [
     "angles",
     "attention_map",
     "attention_transfer",
+    "alternating",
     "balanced_kl",
     "both_ways",
     "cka",
     "confidence_weights",
     "cosine_and_smooth",
     "cosines",
+    "direction_error",
     "entropy",
     "heard",
     "info_nce",
@@ -121,6 +144,8 @@ __all__ = [
     "plackett_luce",
     "relational",
     "relative_distances",
+    "relation",
+    "relation_kl",
     "rest_kl",
     "reverse_kl",
     "sinkhorn",
