@@ -226,6 +226,8 @@ def last_beats(
         return ours / min(theirs)
 
     return check
+
+
 def fitted(objective: Objective, *, steps: int = 100) -> Callable[[nn.Module, Any, int], float]:
     """A figure: the held-out loss of an objective whose projectors learn for so many ticks while the student stays.
 

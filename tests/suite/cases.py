@@ -52,8 +52,8 @@ from limbeck.objectives import (
     Critic,
     DiffRatio,
     Direction,
-    ExitContrast,
     DualView,
+    ExitContrast,
     Fake,
     FDistill,
     FitNets,
@@ -68,8 +68,8 @@ from limbeck.objectives import (
     Onward,
     Orthogonal,
     PairGAN,
-    PartitionedKD,
     PartialCrossAttention,
+    PartitionedKD,
     PerSample,
     PixelClip,
     Relations,
@@ -269,7 +269,7 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1
-    )
+    ),
     "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
 }
 

@@ -1,12 +1,11 @@
 """What compares two networks that map inputs to outputs: their logits, their features, and relations of features."""
 
+from limbeck.objectives.networks.across import Convolution, CrossAttention, Groupwise
 from limbeck.objectives.networks.adversary import OutputGAN
 from limbeck.objectives.networks.attention import AttentionTransfer, attention_map, attention_transfer
 from limbeck.objectives.networks.blockwise import StableKD
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
-from limbeck.objectives.networks.across import Convolution, CrossAttention, Groupwise
-from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.crossing import PartialCrossAttention
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
 from limbeck.objectives.networks.exits import ExitContrast, both_ways
@@ -26,8 +25,8 @@ from limbeck.objectives.networks.logits import (
     jensen_shannon,
     soft_kl,
 )
-from limbeck.objectives.networks.modes import MultiMode
 from limbeck.objectives.networks.masked import DMAE, G2SD, Reconstruction, filled_in
+from limbeck.objectives.networks.modes import MultiMode
 from limbeck.objectives.networks.online import (
     BalancedDivergence,
     Mutual,
@@ -44,7 +43,9 @@ from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.regeneration import MGD
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
+from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
+from limbeck.objectives.networks.views import DualView, ThroughTeacher, alternating, direction_error
 from limbeck.objectives.networks.widths import (
     AtWidths,
     InPlaceKD,
@@ -54,9 +55,6 @@ from limbeck.objectives.networks.widths import (
     turned,
 )
 from limbeck.objectives.networks.windows import MultiScaleContrast, windowed
-from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
-from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
-from limbeck.objectives.networks.views import DualView, ThroughTeacher, alternating, direction_error
 
 __all__ = [
     "CKA",
@@ -76,16 +74,14 @@ __all__ = [
     "Between",
     "ConfidenceWeighted",
     "Contrast",
-    "CrossEntropy",
-    "ExitContrast",
-    "FitNets",
-    "InPlaceKD",
     "Convolution",
     "CrossAttention",
     "CrossEntropy",
     "DualView",
+    "ExitContrast",
     "FitNets",
     "Groupwise",
+    "InPlaceKD",
     "JensenShannonKD",
     "LumiNet",
     "MultiMode",
@@ -96,22 +92,17 @@ __all__ = [
     "Online",
     "Orthogonal",
     "OutputGAN",
+    "PartialCrossAttention",
     "PartitionedKD",
     "PermutedTeacher",
     "Projection",
     "Projector",
-    "Relational",
     "Reconstruction",
-    "Same",
-    "SinKD",
-    "StableKD",
-    "PartialCrossAttention",
-    "PermutedTeacher",
-    "Projection",
-    "Projector",
+    "Relational",
     "Relations",
     "Same",
     "SinKD",
+    "StableKD",
     "ThroughTeacher",
     "Tokens",
     "Unchanged",
@@ -119,10 +110,10 @@ __all__ = [
     "WidthCrossEntropy",
     "WidthInvariance",
     "adaptive_target",
+    "alternating",
     "angles",
     "attention_map",
     "attention_transfer",
-    "alternating",
     "balanced_kl",
     "both_ways",
     "cka",
@@ -131,9 +122,9 @@ __all__ = [
     "cosines",
     "direction_error",
     "entropy",
+    "filled_in",
     "heard",
     "info_nce",
-    "filled_in",
     "jensen_shannon",
     "knows_better",
     "mean_square",
@@ -142,10 +133,10 @@ __all__ = [
     "perceived",
     "permuted",
     "plackett_luce",
-    "relational",
-    "relative_distances",
     "relation",
     "relation_kl",
+    "relational",
+    "relative_distances",
     "rest_kl",
     "reverse_kl",
     "sinkhorn",
