@@ -1,5 +1,6 @@
 """What learns: particles, images, generators."""
 
+from limbeck.students.experts import AdditiveExperts, mixed
 from limbeck.students.generator import FewStep, FromTeacher, OneStep
 from limbeck.students.particles import FromNoise, GrowingParticles, Image, Particles
 from limbeck.students.routed import Routed
@@ -9,6 +10,7 @@ from limbeck.students.trajectory import Phased, Trajectory
 from limbeck.students.views import FromCameras, Views
 
 __all__ = [
+    "AdditiveExperts",
     "Elastic",
     "FewStep",
     "FromCameras",
@@ -26,5 +28,6 @@ __all__ = [
     "SlimmableTasks",
     "Trajectory",
     "Views",
+    "mixed",
     "renoised",
 ]

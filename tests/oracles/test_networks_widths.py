@@ -1,5 +1,7 @@
 """Slimmable networks and objectives on them, against weights that are cut out by hand and sums written out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,11 @@ from limbeck import (
     WidthInvariance,
     distill,
 )
+from limbeck.engine import Prior
 from limbeck.errors import BadSetting, Incompatible
+from limbeck.evaluate.classification import multiply_adds
+from limbeck.problems.digits_classify import DigitsClassify
+from limbeck.recipes.k_arch.controllable_mtl_cikd import configured, network
 from limbeck.recipes.k_arch.deps_ofa_shrinking import Delayed
 from limbeck.rng import seeded
 from tests.oracles.exact import F64, close, seeds
@@ -212,3 +218,21 @@ def test_delayed_losses_count_by_epsilon_once_they_begin() -> None:
     assert counts == [1, 1, 2, 2]
     with pytest.raises(BadSetting, match="until"):
         Delayed(start=0.5, until=0.4)
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("preference", [(1.0, 0.25), (0.25, 1.0), (1.0, 1.0)])
+def test_widths_keep_the_budget_and_the_preference(budget: float, preference: tuple[float, float]) -> None:
+    problem = DigitsClassify()
+    net, x = network(problem, Prior(Path())), problem.heldout[0]
+    shares = configured(net, x, budget, preference)
+    encoder, _, one, other = shares.tolist()
+    assert multiply_adds(net.at(shares), x[:1]) <= budget * multiply_adds(net, x[:1])
+    assert (one - other) * (preference[0] - preference[1]) >= 0 and (one == other) == (preference[0] == preference[1])
+    assert (
+        multiply_adds(net.at(torch.tensor([encoder + 0.25] * 2 + [one, other]).clamp_max(1)), x[:1])
+        > budget * (multiply_adds(net, x[:1]))
+        or encoder == 1
+    )
+    with pytest.raises(BadSetting, match="a budget must be"):
+        configured(net, x, 0.01, preference)

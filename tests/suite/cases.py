@@ -54,6 +54,8 @@ from limbeck.objectives import (
     Direction,
     DualView,
     ExitContrast,
+    ExpertGates,
+    ExpertSums,
     Fake,
     FDistill,
     FitNets,
@@ -90,6 +92,7 @@ from limbeck.objectives import (
 from limbeck.problems.networks import ResidualMLP
 from limbeck.rng import Rng, seeded
 from limbeck.students import (
+    AdditiveExperts,
     FewStep,
     GrowingParticles,
     Image,
@@ -190,6 +193,9 @@ STUDENTS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "Slimmable": lambda kind: Slimmable(
         nn.Linear(2, 16), nn.Dropout(0.2 if kind.layer == "dropout" else 0), nn.ReLU(), nn.Linear(16, CLASSES)
     ).to(kind.dtype),
+    "Experts": lambda kind: nn.Sequential(
+        nn.Linear(2, 16), kind.module(16), AdditiveExperts(16, experts=2, hidden=4), nn.Linear(16, CLASSES)
+    ).to(kind.dtype),
     "Two classifiers": lambda kind: {"student": classifier(kind), "peer": classifier(kind)},
 }
 
@@ -249,6 +255,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "VkD": lambda: VkD(pairs={"0": "2"}),
     "VkD, whitened": lambda: VkD(pairs={"0": "2"}, whiten=True),
     "StableKD": lambda: StableKD(pairs={"0": "0", "3:in": "3:in"}),
+    "ExpertSums": lambda: ExpertSums(layers=("2",)),
+    "ExpertGates": lambda: ExpertGates(layers=("2",)),
     "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
     "DualView": lambda: DualView(pairs={"0": "0"}),
     "ThroughTeacher": lambda: ThroughTeacher(pairs={"0": "2:in"}),

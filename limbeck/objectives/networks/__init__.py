@@ -9,6 +9,7 @@ from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nc
 from limbeck.objectives.networks.crossing import PartialCrossAttention
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
 from limbeck.objectives.networks.exits import ExitContrast, both_ways
+from limbeck.objectives.networks.experts import ExpertGates, ExpertSums, OnExperts
 from limbeck.objectives.networks.features import FitNets, OnFeatures, mean_square
 from limbeck.objectives.networks.generations import (
     ConfidenceWeighted,
@@ -79,6 +80,8 @@ __all__ = [
     "CrossEntropy",
     "DualView",
     "ExitContrast",
+    "ExpertGates",
+    "ExpertSums",
     "FitNets",
     "Groupwise",
     "InPlaceKD",
@@ -87,6 +90,7 @@ __all__ = [
     "MultiMode",
     "MultiScaleContrast",
     "Mutual",
+    "OnExperts",
     "OnFeatures",
     "OnLogits",
     "Online",
