@@ -33,6 +33,18 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object], *, pairs: i
     return statistics.median(a), statistics.median(b), statistics.median(ratios)
 
 
+def interleaved(*works: Callable[[], object], rounds: int) -> list[tuple[float, ...]]:
+    """Seconds of each work in each round, after one that does not count; who goes first alternates."""
+    for work in works:
+        work()
+    rows = []
+    for k in range(rounds):
+        order = range(len(works)) if k % 2 else reversed(range(len(works)))
+        took = {i: seconds(works[i]) for i in order}
+        rows.append(tuple(took[i] for i in range(len(works))))
+    return rows
+
+
 def row(what: str, ours: float, theirs: float, ratio: float, target: float) -> str:
     """A line of a table, in milliseconds."""
     mark = "" if ratio <= target else "  too slow"
