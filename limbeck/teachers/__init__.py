@@ -4,6 +4,18 @@ from limbeck.teachers.dataset import ExactDataset
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.lora import low_rank
 from limbeck.teachers.mixture import GaussianMixture
+from limbeck.teachers.subclasses import Subclasses, class_directions, marginal
 from limbeck.teachers.trained import Trained, denoising_weight, read_tensors
 
 __all__ = ["Ensemble", "ExactDataset", "GaussianMixture", "Trained", "denoising_weight", "low_rank", "read_tensors"]
+__all__ = [
+    "ExactDataset",
+    "GaussianMixture",
+    "Subclasses",
+    "Trained",
+    "class_directions",
+    "denoising_weight",
+    "low_rank",
+    "marginal",
+    "read_tensors",
+]

@@ -104,6 +104,7 @@ from limbeck.students import (
     Views,
 )
 from limbeck.teachers import Ensemble, ExactDataset, GaussianMixture, Trained
+from limbeck.teachers import ExactDataset, GaussianMixture, Subclasses, Trained
 
 CLASSES, ROWS, BATCH = 3, 40, 16
 
@@ -173,6 +174,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "ExactDataset": lambda kind: ExactDataset(points(kind), labels=labels()),
     "Classifier": classifier,
     "Ensemble": lambda kind: Ensemble(classifier(kind), classifier(kind)),
+    "Subclasses": lambda kind: Subclasses(classifier(kind), "3", points(kind), each=1),
     "With a source": lambda kind: {
         "teacher": GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
         "source": Particles(points(kind, 24).flip(0), labels(24)),
@@ -279,6 +281,9 @@ DATA: dict[str, Callable[[Kind], Source]] = {
         x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1
     ),
     "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
+    "TrilateralKD": lambda kind: Dataset(
+        x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)
+    ),
 }
 
 

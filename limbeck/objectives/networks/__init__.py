@@ -17,6 +17,7 @@ from limbeck.objectives.networks.generations import (
     confidence_weights,
     permuted,
 )
+from limbeck.objectives.networks.geometry import TrilateralKD, edges, fused
 from limbeck.objectives.networks.logits import (
     KD,
     Between,
@@ -109,6 +110,7 @@ __all__ = [
     "StableKD",
     "ThroughTeacher",
     "Tokens",
+    "TrilateralKD",
     "Unchanged",
     "VkD",
     "WidthCrossEntropy",
@@ -129,6 +131,9 @@ __all__ = [
     "filled_in",
     "heard",
     "info_nce",
+    "edges",
+    "entropy",
+    "fused",
     "jensen_shannon",
     "knows_better",
     "mean_square",
