@@ -61,8 +61,8 @@ def fused(student: Tensor, teacher: Tensor, y: Tensor, share: Tensor, *, tempera
 class TrilateralKD(Between):
     """`fused`, with a = σ(MLP(`edges`)) for each example: a small network learns it by what helps on other data.
 
-    That network descends CE(s', y') at the batch's x' and y', where s' is the student after one step of gradient descent
-    on the fused loss. The teacher's means move with an average of its predictions. The network is dropped afterwards.
+    That network descends CE(s', y') at the batch's x' and y', where s' is the student after a step of plain descent on
+    the fused loss. The teacher's means move with an average of its predictions. The network is dropped afterwards.
 
     Args: those of `Between`.
         temperature: T of the divergence.
