@@ -14,6 +14,9 @@ from limbeck.engine.loop import distill
 from limbeck.engine.objective import Loss, Objective
 from limbeck.engine.optim import SGD, Adam
 from limbeck.engine.recipe import Claim, Stage, Trial
+from limbeck.engine.objective import Objective
+from limbeck.engine.optim import SGD
+from limbeck.engine.recipe import Claim, Prior, Stage, Trial
 from limbeck.engine.run import run_recipe
 from limbeck.engine.schedule import Cosine
 from limbeck.engine.student import Draw
@@ -248,3 +251,12 @@ def fitted(objective: Objective, *, steps: int = 100) -> Callable[[nn.Module, An
         return sum(loss.value.mean().item() for loss in losses if isinstance(loss, Loss))
 
     return figure
+def rerun_after(trial: Trial, name: str, change: Callable[[Stage], Stage]) -> nn.Module:
+    """The result of the same recipe with the stages after this one changed, and the earlier ones as they were made."""
+    prior, after = Prior(trial.prior.root), False
+    prior.students.update(trial.prior.students)
+    for stage in trial.recipe.stages:
+        if after and isinstance(stage, Stage):
+            prior.students[stage.name] = change(stage).start(trial.problem, prior, trial.seed).finish()
+        after = after or stage.name == name
+    return prior.student(trial.recipe.stages[-1].name)

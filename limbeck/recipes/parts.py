@@ -7,9 +7,14 @@ from typing import Any
 from torch import nn
 
 from limbeck.diffusion import Featured, LogNormal
-from limbeck.engine import EMA, Adam, Cosine, Drawn, Linear, Objective, Prior, Source, Stage
+from limbeck.engine import EMA, Adam, Batch, Cosine, Drawn, Linear, Objective, Prior, Source, Stage
 from limbeck.errors import Incompatible
+from limbeck.problems.digits import jitter
+from limbeck.problems.digits_classify import DigitsClassify
+from limbeck.problems.masked import MaskedAutoencoder, MaskedPatches
+from limbeck.problems.networks import ViT
 from limbeck.problems.problem import Generative, Problem
+from limbeck.rng import Rng
 from limbeck.students import FromNoise, FromTeacher
 
 TIMES = LogNormal(mean=-0.8, std=1.4)
@@ -85,3 +90,32 @@ def copied(name: str) -> Callable[[Problem, Prior], nn.Module]:
 def staged(name: str) -> Callable[[Problem, Prior], nn.Module]:
     """The result of an earlier stage, as the teacher."""
     return lambda problem, prior: prior.student(name)
+def result(name: str) -> Callable[[Problem, Prior], nn.Module]:
+    """The result of an earlier stage, as a teacher."""
+    return lambda problem, prior: prior.student(name)
+
+
+def autoencoder(width: int) -> Callable[[DigitsClassify, Prior], nn.Module]:
+    """An untrained masked autoencoder of digits whose tokens have this width."""
+    return lambda problem, prior: MaskedAutoencoder(ViT(size=8, classes=problem.classes, width=width))
+
+
+def encoder(name: str) -> Callable[[Problem, Prior], nn.Module]:
+    """The transformer in the autoencoder of an earlier stage, to be trained on."""
+
+    def student(problem: Problem, prior: Prior) -> nn.Module:
+        trained = prior.student(name)
+        assert isinstance(trained, MaskedAutoencoder)
+        return copy.deepcopy(trained.encoder).requires_grad_(True)
+
+    return student
+
+
+def masked_images(problem: DigitsClassify, prior: Prior) -> Source:
+    """All images, without labels, moved at random, of which three quarters of the patches are hidden."""
+    x = problem.unlabelled
+
+    def make(n: int, rng: Rng) -> Batch:
+        return {"x": jitter(x[rng.integers(n, len(x))], rng)}
+
+    return MaskedPatches(Drawn(make, fields=("x",)))

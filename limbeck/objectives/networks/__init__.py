@@ -29,6 +29,7 @@ from limbeck.objectives.networks.logits import (
 )
 from limbeck.objectives.networks.masked import DMAE, G2SD, Reconstruction, filled_in
 from limbeck.objectives.networks.modes import MultiMode
+from limbeck.objectives.networks.messages import Talk
 from limbeck.objectives.networks.online import (
     BalancedDivergence,
     Mutual,
@@ -111,6 +112,7 @@ __all__ = [
     "ThroughTeacher",
     "Tokens",
     "TrilateralKD",
+    "Talk",
     "Unchanged",
     "VkD",
     "WidthCrossEntropy",
