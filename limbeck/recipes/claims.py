@@ -13,9 +13,6 @@ from limbeck.diffusion import Karras, euler, like, sample
 from limbeck.engine.loop import distill
 from limbeck.engine.objective import Loss, Objective
 from limbeck.engine.optim import SGD, Adam
-from limbeck.engine.recipe import Claim, Stage, Trial
-from limbeck.engine.objective import Objective
-from limbeck.engine.optim import SGD
 from limbeck.engine.recipe import Claim, Prior, Stage, Trial
 from limbeck.engine.run import run_recipe
 from limbeck.engine.schedule import Cosine
@@ -251,6 +248,8 @@ def fitted(objective: Objective, *, steps: int = 100) -> Callable[[nn.Module, An
         return sum(loss.value.mean().item() for loss in losses if isinstance(loss, Loss))
 
     return figure
+
+
 def rerun_after(trial: Trial, name: str, change: Callable[[Stage], Stage]) -> nn.Module:
     """The result of the same recipe with the stages after this one changed, and the earlier ones as they were made."""
     prior, after = Prior(trial.prior.root), False

@@ -90,6 +90,8 @@ def copied(name: str) -> Callable[[Problem, Prior], nn.Module]:
 def staged(name: str) -> Callable[[Problem, Prior], nn.Module]:
     """The result of an earlier stage, as the teacher."""
     return lambda problem, prior: prior.student(name)
+
+
 def result(name: str) -> Callable[[Problem, Prior], nn.Module]:
     """The result of an earlier stage, as a teacher."""
     return lambda problem, prior: prior.student(name)

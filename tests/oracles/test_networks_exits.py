@@ -94,5 +94,5 @@ def test_mistakes_are_named() -> None:
         distill(None, net, MultiMode(), data, steps=1)
     with pytest.raises(BadSetting, match="a name of its own"):
         MultiMode(peer="student")
-    with pytest.raises(Incompatible, match="MultiMode needs networks of 5 outputs, got 6"):
+    with pytest.raises(Incompatible, match="MultiMode needs networks of 6 outputs, got 5"):
         distill(None, {"student": net, "peer": setup(5)[0]}, MultiMode(), data, steps=1, batch=8).finish()

@@ -46,6 +46,7 @@ from limbeck.objectives import (
     ApproximateR1,
     Attached,
     AttentionTransfer,
+    BetterViews,
     ByRatio,
     Consistency,
     Contrast,
@@ -104,8 +105,7 @@ from limbeck.students import (
     Trajectory,
     Views,
 )
-from limbeck.teachers import Ensemble, ExactDataset, GaussianMixture, Trained
-from limbeck.teachers import ExactDataset, GaussianMixture, Subclasses, Trained
+from limbeck.teachers import Ensemble, ExactDataset, GaussianMixture, Subclasses, Trained
 
 CLASSES, ROWS, BATCH = 3, 40, 16
 
@@ -248,6 +248,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CKA": lambda: CKA(pairs={"3:in": "0"}),
     "MultiScaleContrast": lambda: MultiScaleContrast(pairs={"0": "0"}, windows=(0, 1)),
     "ExitContrast": lambda: ExitContrast(taps=("0", "3:in")),
+    "BetterViews": lambda: BetterViews(tap="0"),
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
     "WidthInvariance": lambda: WidthInvariance(taps=("layers.1",)),
     "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
@@ -278,6 +279,7 @@ ANY = {"DMD", "GAN"}
 
 DATA: dict[str, Callable[[Kind], Source]] = {
     "ExitContrast": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
+    "Restoration": lambda kind: Dataset(x=points(kind), y=points(kind)),
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1

@@ -28,8 +28,8 @@ from limbeck.objectives.networks.logits import (
     soft_kl,
 )
 from limbeck.objectives.networks.masked import DMAE, G2SD, Reconstruction, filled_in
-from limbeck.objectives.networks.modes import MultiMode
 from limbeck.objectives.networks.messages import Talk
+from limbeck.objectives.networks.modes import MultiMode
 from limbeck.objectives.networks.online import (
     BalancedDivergence,
     Mutual,
@@ -45,6 +45,7 @@ from limbeck.objectives.networks.projectors import Orthogonal, Projection, Proje
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.regeneration import MGD
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
+from limbeck.objectives.networks.restoration import BetterViews, Restoration, band, direction
 from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
 from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
@@ -74,6 +75,7 @@ __all__ = [
     "AtWidths",
     "AttentionTransfer",
     "BalancedDivergence",
+    "BetterViews",
     "Between",
     "ConfidenceWeighted",
     "Contrast",
@@ -106,13 +108,14 @@ __all__ = [
     "Reconstruction",
     "Relational",
     "Relations",
+    "Restoration",
     "Same",
     "SinKD",
     "StableKD",
+    "Talk",
     "ThroughTeacher",
     "Tokens",
     "TrilateralKD",
-    "Talk",
     "Unchanged",
     "VkD",
     "WidthCrossEntropy",
@@ -123,19 +126,20 @@ __all__ = [
     "attention_map",
     "attention_transfer",
     "balanced_kl",
+    "band",
     "both_ways",
     "cka",
     "confidence_weights",
     "cosine_and_smooth",
     "cosines",
+    "direction",
     "direction_error",
-    "entropy",
-    "filled_in",
-    "heard",
-    "info_nce",
     "edges",
     "entropy",
+    "filled_in",
     "fused",
+    "heard",
+    "info_nce",
     "jensen_shannon",
     "knows_better",
     "mean_square",

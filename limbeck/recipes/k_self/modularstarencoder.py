@@ -69,8 +69,8 @@ def recipe(problem: DigitsHalves, steps: int = 500) -> Recipe:
         stages=(learner("exits", objective, steps=steps, lr=3e-3),),
         paper=Paper("2503.03008", "Gurioli et al. 2025"),
         claim=Claim(
-            text="mean share of halves missed after 2 of 6 blocks ≤ 0.985 × that of a linear readout there, trained in "
-            "as many ticks again, of an encoder that learned at its end alone; at the end ≤ 1.15 ×",
+            text="mean share of halves missed after 2 of 6 blocks ≤ 0.985 × that of a linear readout there, trained "
+            "in as many ticks again, of an encoder that learned at its end alone; at the end ≤ 1.15 ×",
             check=early,
             bound=0.985,
             on="digits-halves",
