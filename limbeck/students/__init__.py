@@ -4,7 +4,7 @@ from limbeck.students.experts import AdditiveExperts, mixed
 from limbeck.students.generator import FewStep, FromTeacher, OneStep
 from limbeck.students.particles import FromNoise, GrowingParticles, Image, Particles
 from limbeck.students.routed import Routed
-from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTasks
+from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTasks, taylor_scores
 from limbeck.students.stochastic import RandomEta, renoised
 from limbeck.students.trajectory import Phased, Trajectory
 from limbeck.students.views import FromCameras, Views
@@ -30,4 +30,5 @@ __all__ = [
     "Views",
     "mixed",
     "renoised",
+    "taylor_scores",
 ]

@@ -19,6 +19,7 @@ from limbeck import (
     WidthCrossEntropy,
     WidthInvariance,
     distill,
+    taylor_scores,
 )
 from limbeck.engine import Prior
 from limbeck.errors import BadSetting, Incompatible
@@ -87,6 +88,33 @@ def test_what_is_cut_out_is_what_the_narrow_pass_gave(shares: tuple[float, ...])
 def test_at_full_width_all_is_kept() -> None:
     net, x = convolutions(), Rng(0).normal(5, 1, 8, 8, dtype=F64)
     close(net(x, net.widths(1.0)), net(x))
+
+
+@seeds
+def test_channels_in_another_order_compute_the_same(seed: int) -> None:
+    net, rng = convolutions(), Rng(seed)
+    x, scores = rng.normal(5, 1, 8, 8, dtype=F64), [rng.uniform(len(layer.weight)) for layer in net.weighted[:-1]]
+    ranked = net.ranked(scores)
+    close(ranked(x), net(x))
+    first = scores[0].argmax()
+    close(ranked.weighted[0].weight[0], net.weighted[0].weight[first])
+    assert net.weighted[0].weight[0].ne(ranked.weighted[0].weight[0]).any() or first == 0
+
+
+def test_taylor_scores_are_what_is_lost_to_first_order() -> None:
+    """By a small share of each channel taken away, in place of all of it."""
+    net, rng = perceptron(), Rng(1)
+    x, y, small = rng.normal(9, 4, dtype=F64), rng.integers(9, 3), 1e-6
+    scores = taylor_scores(net, x, y)
+    for k in range(6):
+        less = torch.ones(6, dtype=F64)
+        less[k] -= small
+        h = net.layers[2](F.relu(net.layers[0](x)))
+        whole, without = (
+            F.cross_entropy(net.layers[4](F.relu(h * scale)), y, reduction="none")
+            for scale in (torch.ones_like(less), less)
+        )
+        assert (whole - without).abs().sum().item() / small == pytest.approx(scores[1][k].item(), rel=1e-3, abs=1e-6)
 
 
 def test_tasks_have_shares_of_their_own() -> None:
