@@ -3,8 +3,9 @@
 from limbeck.students.experts import AdditiveExperts, mixed
 from limbeck.students.generator import FewStep, FromTeacher, OneStep
 from limbeck.students.particles import FromNoise, GrowingParticles, Image, Particles
+from limbeck.students.ranked import ranked, taylor_scores
 from limbeck.students.routed import Routed
-from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTasks, taylor_scores
+from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTasks
 from limbeck.students.stochastic import RandomEta, renoised
 from limbeck.students.trajectory import Phased, Trajectory
 from limbeck.students.views import FromCameras, Views
@@ -29,6 +30,7 @@ __all__ = [
     "Trajectory",
     "Views",
     "mixed",
+    "ranked",
     "renoised",
     "taylor_scores",
 ]

@@ -119,51 +119,6 @@ class Slimmable(Elastic):
         made = {id(old): _cut_out(old, n, k) for old, n, k in zip(weighted, inputs, kept, strict=True)}
         return nn.Sequential(*(made.get(id(layer)) or copy.deepcopy(layer) for layer in self.layers))
 
-    @torch.no_grad()
-    def ranked(self, scores: Sequence[Tensor]) -> "Slimmable":
-        """A copy that computes the same, its channels in falling order of a score: narrow passes keep the best.
-
-        Args:
-            scores: of the channels of each layer that can be narrowed, [C] each.
-        """
-        made = copy.deepcopy(self)
-        for (one, two), score in zip(pairwise(made.weighted), scores, strict=False):
-            order = score.argsort(descending=True, stable=True)
-            one.weight.copy_(one.weight[order])
-            if one.bias is not None:
-                one.bias.copy_(one.bias[order])
-            places = two.weight.unflatten(1, (len(order), -1))
-            two.weight.copy_(places[:, order].flatten(1, 2))
-        return made
-
-
-def taylor_scores(net: Slimmable, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Σ over examples of |Σ a·∂L/∂a| of a channel's activations a, over places: what L changes by without it, about.
-
-    Args:
-        net: its layers but the last are scored, by what they put out.
-        x: inputs, [B, …].
-        y: labels, [B]; L is the cross-entropy of an example.
-
-    Returns:
-        [C] for each layer.
-
-    Source: Molchanov et al. 2016, arXiv 1611.06440.
-
-    >>> net = Slimmable(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    >>> [score.shape for score in taylor_scores(net, torch.zeros(5, 4), torch.arange(5) % 3)]
-    [torch.Size([8])]
-    """
-    seen = list[Tensor]()
-    for layer in net.layers:
-        x = layer(x)
-        if isinstance(layer, Layer):
-            x = x if x.requires_grad else x.requires_grad_()
-            seen.append(x)
-    grads = torch.autograd.grad(F.cross_entropy(x, y, reduction="sum"), seen[:-1])
-    moved = ((a * g).detach() for a, g in zip(seen, grads, strict=False))
-    return [part.reshape(*part.shape[:2], -1).sum(2).abs().sum(0) for part in moved]
-
 
 class SlimmableTasks(Elastic):
     """A slimmable encoder that several slimmable decoders share; outputs of all tasks, one after the other.
@@ -215,4 +170,4 @@ def _cut_out(layer: Layer, inputs: int, outputs: int) -> nn.Module:
     return made
 
 
-__all__ = ["Elastic", "Narrow", "Slimmable", "SlimmableTasks", "taylor_scores"]
+__all__ = ["Elastic", "Narrow", "Slimmable", "SlimmableTasks"]

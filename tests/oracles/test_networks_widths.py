@@ -19,6 +19,7 @@ from limbeck import (
     WidthCrossEntropy,
     WidthInvariance,
     distill,
+    ranked,
     taylor_scores,
 )
 from limbeck.engine import Prior
@@ -94,11 +95,11 @@ def test_at_full_width_all_is_kept() -> None:
 def test_channels_in_another_order_compute_the_same(seed: int) -> None:
     net, rng = convolutions(), Rng(seed)
     x, scores = rng.normal(5, 1, 8, 8, dtype=F64), [rng.uniform(len(layer.weight)) for layer in net.weighted[:-1]]
-    ranked = net.ranked(scores)
-    close(ranked(x), net(x))
+    made = ranked(net, scores)
+    close(made(x), net(x))
     first = scores[0].argmax()
-    close(ranked.weighted[0].weight[0], net.weighted[0].weight[first])
-    assert net.weighted[0].weight[0].ne(ranked.weighted[0].weight[0]).any() or first == 0
+    close(made.weighted[0].weight[0], net.weighted[0].weight[first])
+    assert net.weighted[0].weight[0].ne(made.weighted[0].weight[0]).any() or first == 0
 
 
 def test_taylor_scores_are_what_is_lost_to_first_order() -> None:

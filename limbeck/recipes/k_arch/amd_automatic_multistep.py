@@ -22,7 +22,7 @@ from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.recipes.claims import error
 from limbeck.recipes.parts import learner
 from limbeck.rng import Rng
-from limbeck.students import Slimmable, taylor_scores
+from limbeck.students import Slimmable, ranked, taylor_scores
 
 SHARES = (0.2, 0.35, 0.5, 0.7)
 
@@ -33,7 +33,7 @@ def pruned(problem: DigitsClassify, prior: Prior) -> Slimmable:
     assert isinstance(teacher, DigitFeatures)
     net = Slimmable(*teacher.convs, nn.SiLU(), teacher.head).requires_grad_(True)
     x, y = problem.train
-    return net.ranked(taylor_scores(net.eval(), x, y)).train()
+    return ranked(net, taylor_scores(net.eval(), x, y)).train()
 
 
 def size(net: nn.Module) -> int:
