@@ -46,6 +46,7 @@ from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.regeneration import MGD
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.restoration import BetterViews, Restoration, band, direction
+from limbeck.objectives.networks.selection import ReinforcedSelection, chosen_mean, loss_after, reinforce
 from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
 from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
@@ -109,6 +110,7 @@ __all__ = [
     "Relational",
     "Relations",
     "Restoration",
+    "ReinforcedSelection",
     "Same",
     "SinKD",
     "StableKD",
@@ -129,6 +131,7 @@ __all__ = [
     "band",
     "both_ways",
     "cka",
+    "chosen_mean",
     "confidence_weights",
     "cosine_and_smooth",
     "cosines",
@@ -142,6 +145,7 @@ __all__ = [
     "info_nce",
     "jensen_shannon",
     "knows_better",
+    "loss_after",
     "mean_square",
     "noise_contrast",
     "partitioned_kl",
@@ -152,6 +156,7 @@ __all__ = [
     "relation_kl",
     "relational",
     "relative_distances",
+    "reinforce",
     "rest_kl",
     "reverse_kl",
     "sinkhorn",
