@@ -77,6 +77,7 @@ def objectives_of(stage: object) -> Iterator[object]:
             yield part.objective if isinstance(part, Scaled) else part
 
 
+@together()
 def distill(
     system: str,
     on: str | None,
@@ -89,20 +90,7 @@ def distill(
     """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
-    with together():
-        console.quiet = not leads()
-        return _distill(system, on, values, checkpoint_every, seed, out, resume)
-
-
-def _distill(
-    system: str,
-    on: str | None,
-    values: dict[str, str],
-    checkpoint_every: int,
-    seed: int | None,
-    out: Path | None,
-    resume: bool,
-) -> int:
+    console.quiet = not leads()
     record, where = _start(system, on, values, seed, out, resume)
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record)
