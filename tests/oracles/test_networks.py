@@ -209,7 +209,7 @@ def test_sinkhorn_has_a_gradient_where_predictions_do_not_overlap() -> None:
 
 
 def test_the_temperature_counts_and_so_does_the_batchs_size() -> None:
-    """The released code ignores T, and its sum over a batch grows with it."""
+    """The released code has T = 2 whatever it is told, and its sum over a batch grows with it."""
     s, t, _ = logits(0)
     one, hot = sinkhorn_distance(s, t), sinkhorn_distance(s, t, temperature=4.0)
     assert not torch.allclose(one, hot)

@@ -82,7 +82,8 @@ class OFA(Between):
         BadSetting: exponents that are not above 0 or not as many as taps.
         Incompatible: no teacher, no such taps, no inputs x or labels y.
 
-    Source: Hao et al. 2023, arXiv 2310.19444; the authors add cross-entropy.
+    Source: Hao et al. 2023, arXiv 2310.19444; the authors add cross-entropy, and sum over exits
+    in their code.
 
     >>> import torch
     >>> from limbeck import Dataset, distill

@@ -53,7 +53,8 @@ def relational(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         student: features, [B, D].
         teacher: features, [B, D']; no gradient flows to them.
 
-    Source: RKD, Park et al. 2019, arXiv 1904.05068.
+    Source: RKD, Park et al. 2019, arXiv 1904.05068, whose code also counts pairs and triples of one example, which are
+    0: it gives (n − 1)/n of the first and (n − 1)(n − 2)/n² of the second.
 
     >>> x = torch.eye(3)
     >>> relational(x, 2 * x)

@@ -47,7 +47,7 @@ def sinkhorn_distance(
         rounds: see `sinkhorn`.
 
     Source: SinKD, Cui et al. 2024, arXiv 2402.17110; marginals are 1/B here (1 in the released code, which
-    is B times as long and leaves out T).
+    is B times as long and has T = 2 whatever it is told).
 
     >>> sinkhorn_distance(torch.zeros(2, 3), torch.zeros(2, 3))
     tensor(0.)
