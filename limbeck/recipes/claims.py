@@ -259,3 +259,14 @@ def rerun_after(trial: Trial, name: str, change: Callable[[Stage], Stage]) -> nn
             prior.students[stage.name] = change(stage).start(trial.problem, prior, trial.seed).finish()
         after = after or stage.name == name
     return prior.student(trial.recipe.stages[-1].name)
+
+
+def at(name: str, change: Callable[[Stage], Stage]) -> Callable[[Stage], Stage]:
+    """A change of the stage of this name alone."""
+    return lambda stage: change(stage) if stage.name == name else stage
+
+
+def over_least(trial: Trial, *others: nn.Module) -> float:
+    """The held-out error of the result over the least of those of others."""
+    ours, *theirs = (error(student, trial.problem, trial.seed) for student in (trial.student, *others))
+    return ours / min(theirs)

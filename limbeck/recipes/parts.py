@@ -97,9 +97,15 @@ def result(name: str) -> Callable[[Problem, Prior], nn.Module]:
     return lambda problem, prior: prior.student(name)
 
 
+def transformer(width: int) -> Callable[[DigitsClassify, Prior], ViT]:
+    """An untrained vision transformer of digits whose tokens have this width."""
+    return lambda problem, prior: ViT(size=8, classes=problem.classes, width=width)
+
+
 def autoencoder(width: int) -> Callable[[DigitsClassify, Prior], nn.Module]:
     """An untrained masked autoencoder of digits whose tokens have this width."""
-    return lambda problem, prior: MaskedAutoencoder(ViT(size=8, classes=problem.classes, width=width))
+    made = transformer(width)
+    return lambda problem, prior: MaskedAutoencoder(made(problem, prior))
 
 
 def encoder(name: str) -> Callable[[Problem, Prior], nn.Module]:

@@ -1,14 +1,20 @@
 """Masked autoencoders: who sees what, and the errors and distances of the distillers of them, written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from limbeck import DMAE, G2SD, Dataset, Reconstruction, Rng, distill, filled_in
+from limbeck.engine import Stage
+from limbeck.engine.run import run_recipe
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.evaluate.classification import multiply_adds
+from limbeck.loading import load_problem, load_recipe
 from limbeck.problems.masked import MaskedAutoencoder, MaskedPatches, patches
 from limbeck.problems.networks import ViT
+from limbeck.recipes.claims import at, by, over_least, rerun_after
 from tests.oracles.exact import F64, close, seeds
 
 
@@ -144,3 +150,17 @@ def test_wrong_settings_are_refused() -> None:
         distill(None, nn.Linear(4, 3), Reconstruction(), data, steps=1, batch=2).finish()
     with pytest.raises(BadSetting, match="DMAE needs pairs of taps"):
         DMAE()
+
+
+def test_stages_after_one_are_run_again_from_what_was_made_before() -> None:
+    """Unchanged they give the same bits; changed, only what comes after is another."""
+    problem = load_problem("digits-classify")
+    recipe = load_recipe("dmae", problem)
+    stages = tuple(replace(s, steps=2, batch=8) for s in recipe.stages if isinstance(s, Stage))
+    trial = run_recipe(replace(recipe, stages=stages), problem, seed=1)
+    again = rerun_after(trial, "teacher", lambda stage: stage)
+    other = rerun_after(trial, "teacher", at("student", by(Reconstruction())))
+    first = trial.student.state_dict()
+    assert all(torch.equal(first[name], p) for name, p in again.state_dict().items())
+    assert not all(torch.equal(first[name], p) for name, p in other.state_dict().items())
+    assert over_least(trial, again, again) == 1
