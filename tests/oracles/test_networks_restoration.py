@@ -1,6 +1,7 @@
 """Restoration from few views: directions, bands, and what teaches them, against sums written out."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_direction_is_half_the_square_between_unit_vectors_and_knows_no_length(s
 def test_bands_are_orthogonal_parts_of_the_whole(seed: int) -> None:
     (x,) = maps(seed, (2, 3, 8, 8))
     edges = (0.0, 0.1, 0.3, 1.0)
-    parts = [band(x, low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    parts = [band(x, low, high) for low, high in pairwise(edges)]
     close(torch.stack(parts).sum(0), x)
     for i in range(3):
         close(band(parts[i], edges[i], edges[i + 1]), parts[i])
@@ -99,7 +100,7 @@ def test_mistakes_are_named() -> None:
     teacher, student, data = setup()
     with pytest.raises(BadSetting, match="BetterViews needs a tap of both networks"):
         BetterViews()
-    with pytest.raises(BadSetting, match="a band with 0 ≤ low < high, got 0.5 and 0.5"):
+    with pytest.raises(BadSetting, match=r"a band with 0 ≤ low < high, got 0.5 and 0.5"):
         BetterViews(tap="0", low=0.5, high=0.5)
     with pytest.raises(Incompatible, match="BetterViews needs data with pair"):
         distill(teacher, student, BetterViews(tap="0"), Dataset(x=data.rows["x"]), steps=1)

@@ -248,7 +248,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CKA": lambda: CKA(pairs={"3:in": "0"}),
     "MultiScaleContrast": lambda: MultiScaleContrast(pairs={"0": "0"}, windows=(0, 1)),
     "ExitContrast": lambda: ExitContrast(taps=("0", "3:in")),
-    "BetterViews": lambda: BetterViews(tap="0"),
+    "BetterViews": lambda: BetterViews(tap="0", low=0.0),
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
     "WidthInvariance": lambda: WidthInvariance(taps=("layers.1",)),
     "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
@@ -279,7 +279,8 @@ ANY = {"DMD", "GAN"}
 
 DATA: dict[str, Callable[[Kind], Source]] = {
     "ExitContrast": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
-    "Restoration": lambda kind: Dataset(x=points(kind), y=points(kind)),
+    "Restoration": lambda kind: Dataset(x=points(kind), y=torch.eye(CLASSES)[labels()].to(kind.dtype)),
+    "BetterViews": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1

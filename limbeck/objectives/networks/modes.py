@@ -77,11 +77,12 @@ class MultiMode(Objective):
 
         def term(who: str, other: str) -> Term:
             def loss(tick: Tick) -> Loss:
-                seen = logits(tick, who), wide(_out(tick, who))
-                value = sum(towards(own, tick, who, field) for own, field in zip(seen, ("pair", "x"), strict=True))
-                if self.weight:
-                    cross = (towards(own, tick, other, field) for own, field in zip(seen, ("pair", "x"), strict=True))
-                    value = value + self.weight * sum(cross)
+                one, two = logits(tick, who), wide(_out(tick, who))
+
+                def total(whom: str) -> Tensor:
+                    return towards(one, tick, whom, "pair") + towards(two, tick, whom, "x")
+
+                value = total(who) + self.weight * total(other) if self.weight else total(who)
                 return Loss(value.mean() / 2)
 
             return Term(f"multimode {who}", who, loss, coupled=True, of=self)

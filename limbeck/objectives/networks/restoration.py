@@ -31,6 +31,11 @@ def direction(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1), dim=1)
 
 
+def one_place(x: Tensor) -> Tensor:
+    """Vectors [B, C] as maps [B, C, 1, 1], all else as it is."""
+    return x[..., None, None] if x.dim() == 2 else x
+
+
 def band(x: Tensor, low: float, high: float) -> Tensor:
     """The part of maps [B, C, H, W] whose frequencies have a radius in [low, high), in cycles per pixel, same shape.
 
@@ -87,7 +92,7 @@ class BetterViews(Between):
     """Features of the student at x follow the teacher's at a better version of x, ``pair``.
 
     `direction` + λ·`info_nce` of one `band` of both, where the negatives of an example are the rest of the batch and
-    what the teacher makes of the poor x itself.
+    what the teacher makes of the poor x itself. Vectors are maps of one place, all of frequency 0.
 
     Args: those of `Between`.
         tap: of both networks; a name, see `tap`.
@@ -135,7 +140,7 @@ class BetterViews(Between):
 
         def loss(tick: Tick) -> Loss:
             seen = tick.answer(self.student), tick.answer(self.teacher, tick.batch["pair"], key="pair")
-            s, t, poor = (wide(a.features[self.tap]) for a in (*seen, tick.answer(self.teacher)))
+            s, t, poor = (one_place(wide(a.features[self.tap])) for a in (*seen, tick.answer(self.teacher)))
             if s.shape != t.shape or s.dim() != 4:
                 need, got = f"maps {list(t.shape)} of both networks", str(list(s.shape))
                 raise Incompatible(type(self).__name__, need=need, got=got)

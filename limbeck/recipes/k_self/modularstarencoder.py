@@ -39,7 +39,8 @@ def read_out(encoder: nn.Module, trial: Trial, name: str) -> nn.Module:
     last = trial.recipe.stages[-1]
     assert isinstance(last, Stage)
     upto = int(name.removeprefix("blocks.")) + 1
-    frozen = nn.Sequential(nn.Flatten(), encoder.get_submodule("stem"), encoder.get_submodule("blocks")[:upto])
+    # blocks are a Sequential, which has slices
+    frozen = nn.Sequential(nn.Flatten(), encoder.get_submodule("stem"), encoder.get_submodule("blocks")[:upto])  # type: ignore[index]
     student = nn.Sequential(frozen.requires_grad_(False), nn.Linear(64, 64))
     adam = Adam(lr=5e-3, schedule=Cosine())
     run = distill(
