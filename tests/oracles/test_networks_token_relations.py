@@ -166,6 +166,13 @@ def test_what_is_taken_out_is_what_was_inside(size: tuple[int, int]) -> None:
         torch.testing.assert_close(inside[f"last.{part}"], outside[name])
 
 
+def test_queries_keys_and_values_are_cut_each_by_itself() -> None:
+    whole, small = elastic(), elastic().extract((8, 1))
+    name = "blocks.0.self_attn.in_proj_weight"
+    expected = whole.whole.get_parameter(name).view(3, 16, 16)[:, :8, :8].reshape(24, 8)
+    assert torch.equal(small.get_parameter(name), expected)
+
+
 def test_only_the_weights_of_the_drawn_size_learn() -> None:
     net = elastic()
     net.sizes = ((8, 1),)
