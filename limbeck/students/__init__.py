@@ -4,6 +4,7 @@ from limbeck.students.experts import AdditiveExperts, mixed
 from limbeck.students.generator import FewStep, FromTeacher, OneStep
 from limbeck.students.particles import FromNoise, GrowingParticles, Image, Particles
 from limbeck.students.ranked import ranked, taylor_scores
+from limbeck.students.recurrent import Recurrent, recurrence, unrolled
 from limbeck.students.routed import Routed
 from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTasks
 from limbeck.students.stochastic import RandomEta, renoised
@@ -24,6 +25,7 @@ __all__ = [
     "Particles",
     "Phased",
     "RandomEta",
+    "Recurrent",
     "Routed",
     "Slimmable",
     "SlimmableTasks",
@@ -31,6 +33,8 @@ __all__ = [
     "Views",
     "mixed",
     "ranked",
+    "recurrence",
     "renoised",
     "taylor_scores",
+    "unrolled",
 ]
