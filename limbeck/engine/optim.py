@@ -107,4 +107,6 @@ class EMA:
 def gradient_norm(params: Iterable[Tensor]) -> Tensor:
     """‖(g₁, g₂, …)‖₂ over the parameters that have a gradient, []."""
     grads = [p.grad for p in params if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    whole = getattr(norm, "full_tensor", None)  # of shards: over all ranks
+    return whole() if whole else norm
