@@ -408,16 +408,5 @@ def _divisor(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, 1)
 
 
-<<<<<<< HEAD
-=======
-def _all_sum(x: Tensor) -> Tensor:
-    if hasattr(x, "full_tensor"):  # sharded by FSDP, which has left the mean over ranks here
-        return x.mul_(dist.get_world_size())
-    if dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
->>>>>>> 0570a87 (FSDP: gradients and norms of a student in shards are those of one in one piece, taps included)
 def _names(seed: int | tuple[object, ...]) -> tuple[object, ...]:
     return seed if isinstance(seed, tuple) else (seed,)

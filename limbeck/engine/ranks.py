@@ -46,6 +46,8 @@ def meet() -> None:
 
 def summed(x: Tensor) -> Tensor:
     """The sum over all processes, in place."""
+    if hasattr(x, "full_tensor"):  # a shard, in which FSDP has left the mean over processes
+        return x.mul_(dist.get_world_size())
     if dist.is_initialized():
         _together(lambda: dist.all_reduce(x))
     return x
@@ -61,6 +63,8 @@ def as_the_first(tensors: Iterable[Tensor]) -> None:
     """Every process gets the values that the first one has."""
     if dist.is_initialized():
         for x in tensors:
+            if hasattr(x, "full_tensor"):  # a shard, which no other process has
+                continue
             whole = x.detach().contiguous()
             _together(lambda whole=whole: dist.broadcast(whole, 0))
             x.data.copy_(whole)
