@@ -15,9 +15,11 @@ from limbeck import (
     CrossAttention,
     Dataset,
     DualView,
+    FitNets,
     Groupwise,
     Projection,
     Rng,
+    Same,
     ThroughTeacher,
     alternating,
     direction_error,
@@ -27,7 +29,9 @@ from limbeck.engine.taps import tap
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.objectives.networks.across import as_map
+from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.problems.networks import ConvNet, ViT
+from limbeck.recipes.claims import fitted
 from tests.oracles.exact import F64, close, seeds
 
 FORMS = [torch.Size((2, 8, 4, 4)), torch.Size((2, 16, 8)), torch.Size((2, 8))]
@@ -185,3 +189,17 @@ def test_what_does_not_fit_is_refused() -> None:
             ThroughTeacher(pairs=pairs)
     with pytest.raises(BadSetting, match="alternate"):
         DualView(pairs={"0": "0"}, alternate=-1.0)
+
+
+def test_what_is_fitted_is_judged_on_held_out_data_and_the_student_stays() -> None:
+    """Without a projector to fit, the figure is the loss itself; with one, it falls as that learns."""
+    problem = DigitsClassify()
+    student = problem.network()
+    before = copy.deepcopy(student.state_dict())
+    found = fitted(FitNets(pairs={"3": "head"}, projector=Same()), steps=2)(student, problem, 0)
+    with torch.no_grad():
+        expected = ((student(problem.heldout[0]) - problem.teacher(problem.heldout[0])) ** 2).mean()
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+    short, long = (fitted(FitNets(pairs={"2": "head"}), steps=steps)(student, problem, 0) for steps in (1, 200))
+    assert long < 0.9 * short
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
