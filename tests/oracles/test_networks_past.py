@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck import SGD, CrossEntropy, Dataset, PastVotes, Rng, distill
+from limbeck import SGD, CrossEntropy, Dataset, Rng, distill
 from limbeck.errors import BadSetting, Incompatible
+from limbeck.recipes.k_self._past import PastVotes
 from tests.oracles.exact import F64, close
 
 

@@ -32,10 +32,11 @@ from limbeck.engine import (
     Term,
     Tick,
 )
-from limbeck.objectives import CrossEntropy, PastVotes
+from limbeck.objectives import CrossEntropy
 from limbeck.problems.digits import jittered
 from limbeck.problems.problem import Classification
 from limbeck.recipes.claims import by, error, last_beats
+from limbeck.recipes.k_self._past import PastVotes
 from limbeck.recipes.parts import learner
 from limbeck.rng import Rng
 
