@@ -142,7 +142,8 @@ def both_logits(tick: Tick, by: object, one: str = "student", other: str = "teac
     Raises:
         Incompatible: networks of different numbers of classes.
     """
-    s, t = logits(tick, one), logits(tick, other)
+    t = logits(tick, other)  # before there is a graph, which memory would lie beside
+    s = logits(tick, one)
     if s.shape != t.shape:
         raise Incompatible(type(by).__name__, need=f"a {one} with {t.shape[-1]} classes", got=str(s.shape[-1]))
     return s, t

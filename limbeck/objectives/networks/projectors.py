@@ -38,7 +38,7 @@ def resized(x: Tensor, shape: Size) -> Tensor:
     """
     if len(shape) == 2:
         return x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1) if x.dim() == 3 else x
-    if x.dim() == 3 and len(shape) == 3 and x.shape[1] == shape[1]:
+    if x.dim() == len(shape) and (x.shape[2:] == shape[2:] if x.dim() == 4 else x.shape[1] == shape[1]):
         return x
     if x.dim() == 3 and len(shape) == 4:
         side = _side(x.shape[1])
@@ -148,7 +148,12 @@ class Places(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features of d channels at the shape's places, of those of c channels at any."""
         x = resized(x, self.shape)
-        return self.inner(x.movedim(1, -1)).movedim(-1, 1) if x.dim() == 4 else self.inner(x)
+        if x.dim() != 4:
+            return self.inner(x)
+        only = self.inner[0] if isinstance(self.inner, nn.Sequential) and len(self.inner) == 1 else None
+        if isinstance(only, nn.Linear):  # as a convolution, which need not move the channels
+            return F.conv2d(x, only.weight[:, :, None, None], only.bias)
+        return self.inner(x.movedim(1, -1)).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
