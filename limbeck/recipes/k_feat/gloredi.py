@@ -73,8 +73,8 @@ def recipe(problem: DigitsViews, steps: int = 200) -> Recipe:
         ),
         paper=Paper("2308.08463", "Li et al. 2023"),
         claim=Claim(
-            text="mean held-out 1 − cos to what the teacher makes of twice the views ≤ 0.65 × that of plain training from "
-            "the same start, square error of images ≤ 1.1 ×",
+            text="mean held-out 1 − cos to what the teacher makes of twice the views ≤ 0.65 × that of plain training "
+            "from the same start, square error of images ≤ 1.1 ×",
             check=nearer,
             bound=0.65,
             on="digits-views",
