@@ -76,6 +76,7 @@ from limbeck.objectives import (
     PerSample,
     PixelClip,
     Relations,
+    ReinforcedSelection,
     Reward,
     Same,
     ScoreDistillation,
@@ -176,6 +177,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "Classifier": classifier,
     "Ensemble": lambda kind: Ensemble(classifier(kind), classifier(kind)),
     "Subclasses": lambda kind: Subclasses(classifier(kind), "3", points(kind), each=1),
+    "Two classifiers": lambda kind: {"teacher": classifier(kind), "second": classifier(kind)},
     "With a source": lambda kind: {
         "teacher": GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),
         "source": Particles(points(kind, 24).flip(0), labels(24)),
@@ -240,6 +242,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "KD, cold": lambda: KD(temperature=1.0),
     "FitNets": lambda: FitNets(pairs={"0": "0"}),
     "PartitionedKD": lambda: PartitionedKD(before="teacher"),
+    "ReinforcedSelection": lambda: ReinforcedSelection(teachers=("teacher", "second")),
     "UNIC": lambda: UNIC(teachers={"teacher": "0"}, last="2", ladder=("0",)),
     "OFA": lambda: OFA(taps=("0", "3:in"), temperature=2.0),
     "Contrast": lambda: Contrast(pairs={"0": "0"}),
