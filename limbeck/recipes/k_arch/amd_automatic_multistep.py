@@ -4,8 +4,8 @@ The teacher's channels are put in the order of what its loss changes by without 
 same weights, learn from it together; the one whose accuracy falls least for the size that is saved becomes the
 assistant, and the student learns from that, so that students are trained once.
 
-Which assistant is chosen matters. That one is needed did not show: straight from the teacher the student errs on 0.9 to
-1 × as many, by labels alone on 1.1 ×. Nor did the order: before they learn, the first channels as they are do as well.
+Which assistant is chosen matters. That one is needed did not show: straight from the teacher the student errs on about
+as many, and by labels alone on hardly more. Nor did the order: untrained, the first channels as they are do as well.
 """
 
 from collections.abc import Callable
