@@ -40,7 +40,6 @@ from limbeck.objectives.networks.online import (
 )
 from limbeck.objectives.networks.orthogonal import VkD, whitened
 from limbeck.objectives.networks.partition import PartitionedKD, knows_better, partitioned_kl
-from limbeck.objectives.networks.past import PastVotes
 from limbeck.objectives.networks.perception import LumiNet, perceived
 from limbeck.objectives.networks.projectors import Orthogonal, Projection, Projector, Same, Unchanged
 from limbeck.objectives.networks.ranking import PLD, plackett_luce
@@ -104,7 +103,6 @@ __all__ = [
     "OutputGAN",
     "PartialCrossAttention",
     "PartitionedKD",
-    "PastVotes",
     "PermutedTeacher",
     "Projection",
     "Projector",
