@@ -1,5 +1,6 @@
 """What knows: exact teachers, trained networks."""
 
+from limbeck.teachers.committee import Committee, task_similarity, task_weights
 from limbeck.teachers.dataset import ExactDataset
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.lora import low_rank
@@ -9,6 +10,7 @@ from limbeck.teachers.trained import Trained, denoising_weight, read_tensors
 
 __all__ = ["Ensemble", "ExactDataset", "GaussianMixture", "Trained", "denoising_weight", "low_rank", "read_tensors"]
 __all__ = [
+    "Committee",
     "ExactDataset",
     "GaussianMixture",
     "Subclasses",
@@ -18,4 +20,6 @@ __all__ = [
     "low_rank",
     "marginal",
     "read_tensors",
+    "task_similarity",
+    "task_weights",
 ]

@@ -107,6 +107,7 @@ from limbeck.students import (
     Views,
 )
 from limbeck.teachers import Ensemble, ExactDataset, GaussianMixture, Subclasses, Trained
+from limbeck.teachers import Committee, ExactDataset, GaussianMixture, Subclasses, Trained
 
 CLASSES, ROWS, BATCH = 3, 40, 16
 
@@ -176,6 +177,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "ExactDataset": lambda kind: ExactDataset(points(kind), labels=labels()),
     "Classifier": classifier,
     "Ensemble": lambda kind: Ensemble(classifier(kind), classifier(kind)),
+    "Committee": lambda kind: Committee([classifier(kind), classifier(kind)], (0.7, 0.3)),
     "Subclasses": lambda kind: Subclasses(classifier(kind), "3", points(kind), each=1),
     "Two classifiers": lambda kind: {"teacher": classifier(kind), "second": classifier(kind)},
     "With a source": lambda kind: {
