@@ -4,9 +4,9 @@ Five small networks have learned other tasks from all images: which of the digit
 whether it is even, whether it is bright, whether it is darker left or right. The ten digits have five labels each. On
 these every source gets a new linear head, and a similarity; the student follows the weighted mean of what they say.
 
-Labels enter by heads and weights alone, where the paper adds cross-entropy on them. Sources that have nothing to do with
-digits get next to no weight; equal weights do nearly as well all the same, wrong on 8.5 to 10 % where these are on 8 to
-10 %. The nearest source alone, which is DistillNearest, is bad here, for none has learned all ten digits.
+Labels enter by heads and weights alone, where the paper adds cross-entropy on them. Sources that have nothing to do
+with digits get next to no weight; equal weights do nearly as well all the same, wrong on 8.5 to 10 % where these are on
+8 to 10 %. The nearest source alone, which is DistillNearest, was worse than labels: none has learned all ten digits.
 """
 
 from collections.abc import Callable, Sequence
