@@ -106,8 +106,7 @@ from limbeck.students import (
     Trajectory,
     Views,
 )
-from limbeck.teachers import Ensemble, ExactDataset, GaussianMixture, Subclasses, Trained
-from limbeck.teachers import Committee, ExactDataset, GaussianMixture, Subclasses, Trained
+from limbeck.teachers import Committee, Ensemble, ExactDataset, GaussianMixture, Subclasses, Trained
 
 CLASSES, ROWS, BATCH = 3, 40, 16
 
