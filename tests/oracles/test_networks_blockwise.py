@@ -96,6 +96,8 @@ def test_wrong_settings_are_refused() -> None:
     teacher, student = nets()
     with pytest.raises(Incompatible, match="needs a submodule '9'"):
         distill(teacher, student, StableKD(pairs={"1": "9"}), data(), steps=1, batch=8)
+    with pytest.raises(Incompatible, match=r"StableKD needs what submodules put out, got '3:in'; '3' would fit"):
+        distill(teacher, student, StableKD(pairs={"1": "1", "3:in": "3"}), data(), steps=1, batch=8)
     with pytest.raises(Incompatible, match="StableKD needs data with y"):
         distill(teacher, student, StableKD(pairs=PAIRS), Dataset(x=torch.zeros(4, 4)), steps=1, batch=4)
     student[4] = nn.Linear(5, 2).double()

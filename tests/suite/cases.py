@@ -266,6 +266,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "StableKD": lambda: StableKD(pairs={"0": "0", "3:in": "3:in"}),
     "ExpertSums": lambda: ExpertSums(layers=("2",)),
     "ExpertGates": lambda: ExpertGates(layers=("2",)),
+    "StableKD": lambda: StableKD(pairs={"0": "0", "2": "2"}, until=1.0),
     "FitNets, as they are": lambda: FitNets(pairs={"0": "0"}, projector=Same()),
     "DualView": lambda: DualView(pairs={"0": "0"}),
     "ThroughTeacher": lambda: ThroughTeacher(pairs={"0": "2:in"}),
@@ -293,6 +294,8 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "TrilateralKD": lambda kind: Dataset(
         x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)
     ),
+        x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1
+    )
 }
 
 

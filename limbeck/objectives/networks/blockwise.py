@@ -12,7 +12,7 @@ from limbeck.engine.tick import Tick
 from limbeck.errors import Incompatible, above_zero, in_range
 from limbeck.objectives.networks.features import OnFeatures, mean_square, one_each
 from limbeck.objectives.networks.logits import KD, logits, wide
-from limbeck.objectives.networks.steering import steered
+from limbeck.objectives.networks.steering import outputs, steered
 
 
 def cuts(pairs: int, progress: float, until: float) -> tuple[int, ...]:
@@ -88,6 +88,7 @@ class StableKD(OnFeatures):
         mine, theirs = zip(*self.pairs, strict=True)
         for who, taps in ((self.student, mine), (self.teacher, theirs)):
             one_each(cast.tap(who, *taps, by=self), taps, by=self)
+        outputs(mine, by=self)
         role = f"{self.name} adaptors {', '.join(' → '.join(pair) for pair in self.pairs)}"
         modules = cast.role(role, lambda: self._adaptors(cast), spec=self).module
         assert isinstance(modules, nn.ModuleList)

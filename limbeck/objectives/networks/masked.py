@@ -18,8 +18,8 @@ def filled_in(out: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """Σ_n h_n·mean (x̂_n − x_n)²/Σ_n h_n: the error where patches are hidden, [B].
 
     Args:
-        out: x̂, [B, N, P].
-        target: x, [B, N, P].
+        out: x̂, [B, N, P], or [B, N] where P is 1.
+        target: x, of the same shape.
         hidden: h, 1 or 0, [B, N].
 
     Source: MAE, He et al. 2021, arXiv 2111.06377.
@@ -28,7 +28,8 @@ def filled_in(out: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     >>> filled_in(torch.zeros(1, 2, 1), torch.tensor([[[1.0], [2.0]]]), torch.tensor([[0.0, 1.0]]))
     tensor([4.])
     """
-    return ((out - target).square().mean(2) * hidden).sum(1) / hidden.sum(1)
+    each = (out - target).square().reshape(*hidden.shape, -1).mean(2)
+    return (each * hidden).sum(1) / hidden.sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from limbeck.errors import in_range
 from limbeck.objectives.networks.features import mean_square, one_each
 from limbeck.objectives.networks.logits import Between, hard_labels, wide
 from limbeck.objectives.networks.projectors import Projection, Projector
-from limbeck.objectives.networks.steering import steered
+from limbeck.objectives.networks.steering import outputs, steered
 
 
 def of_width(shape: Size, width: int) -> Size:
@@ -81,6 +81,7 @@ class Talk(Between):
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         for who, taps in zip((self.student, self.teacher), zip(self.lower, self.upper, strict=True), strict=True):
             one_each(cast.tap(who, *taps, by=self), taps, by=self)
+        outputs((*self.lower, *self.upper), by=self)
         role = f"{self.name} coders {', '.join((*self.lower, *self.upper))}"
         coders = cast.role(role, lambda: self._coders(cast), spec=self).module
         assert isinstance(coders, nn.ModuleList)

@@ -1,12 +1,13 @@
 """A pass of a network in which some of its parts hand on something else than what they made."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from limbeck.engine.taps import first_tensor, submodules
+from limbeck.engine.taps import INPUT, first_tensor, submodules
+from limbeck.errors import Incompatible
 
 
 @contextmanager
@@ -43,4 +44,11 @@ def steered(module: nn.Module, instead: Mapping[str, Callable[[Tensor], Tensor]]
             handle.remove()
 
 
-__all__ = ["steered"]
+def outputs(names: Iterable[str], by: object) -> None:
+    """Raises `Incompatible` unless each name is of what a submodule puts out, which alone can be put in its place."""
+    if wrong := [name for name in names if name.endswith(INPUT)]:
+        need, fit = "what submodules put out", repr(wrong[0].removesuffix(INPUT))
+        raise Incompatible(type(by).__name__, need=need, got=repr(wrong[0]), fit=fit)
+
+
+__all__ = ["outputs", "steered"]
