@@ -32,9 +32,9 @@ class PastVotes(Objective):
     Source: Zhu et al. 2023, arXiv 2302.05629.
 
     >>> from limbeck import Dataset, distill
-    >>> run = distill(None, nn.Linear(4, 3), PastVotes(every=1), Dataset(x=torch.randn(9, 4)), steps=2, batch=8)
-    >>> [step.losses for step in run]
-    [{'pastvotes': 0.0}, {'pastvotes': 0.0}]
+    >>> run = distill(None, nn.Linear(4, 3), PastVotes(), Dataset(x=torch.randn(9, 4)), steps=1, batch=8)
+    >>> next(iter(run)).losses
+    {'pastvotes': 0.0}
     """
 
     student: str = "student"
