@@ -3,7 +3,8 @@
 Three teachers know some of the digits each and mislead on all others, each in a way of its own. The policy comes
 to choose those who are right, at temperature 4 with probability 0.99 and others with 0.07; by all three the error is
 higher than by labels alone. It sees what a teacher loses by the label, as in the paper, and so needs labels. The reward
-is a step ahead here, not the loss of a student that has learned from the batch; at temperature 4 what misleading teachers say of other digits
+is a step ahead here, not the loss of a student that has learned from the batch; at temperature 4
+what misleading teachers say of other digits
 spoils what those who are right say.
 """
 
