@@ -1,7 +1,17 @@
 """How a distillation runs: roles, terms, ticks, and the one loop."""
 
 from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Mixup, Source
-from limbeck.engine.labels import Labels, Replayed, Said, TopK, Views, fingerprint, reinforce, top_k, write_labels
+from limbeck.engine.labels import (
+    Augmentation,
+    Labels,
+    Replayed,
+    Said,
+    TopK,
+    fingerprint,
+    reinforce_data,
+    top_k,
+    write_labels,
+)
 from limbeck.engine.loop import Run, Step, distill
 from limbeck.engine.objective import Loss, Objective, Scaled, Sum, Term
 from limbeck.engine.optim import EMA, SGD, Adam, Optim, RAdam
@@ -18,6 +28,7 @@ __all__ = [
     "EMA",
     "SGD",
     "Adam",
+    "Augmentation",
     "Batch",
     "Cast",
     "Claim",
@@ -58,13 +69,12 @@ __all__ = [
     "Tick",
     "TopK",
     "Trial",
-    "Views",
     "distill",
     "find",
     "fingerprint",
     "override",
     "plain",
-    "reinforce",
+    "reinforce_data",
     "run_recipe",
     "settings",
     "tap",

@@ -84,7 +84,7 @@ def top_k(p: Tensor, k: int) -> TopK:
     return TopK(top.indices, units[:, : top.indices.shape[1]], p.shape[1])
 
 
-class Views(Protocol):
+class Augmentation(Protocol):
     """Augmentation whose random numbers are drawn apart from what is made of them. A frozen dataclass."""
 
     def draw(self, x: Tensor, rng: Rng) -> dict[str, Tensor]:
@@ -219,7 +219,7 @@ class Replayed(Source):
 
     fields = frozenset({"x", "y"})
 
-    def __init__(self, labels: Labels, x: Tensor, views: Views):
+    def __init__(self, labels: Labels, x: Tensor, views: Augmentation):
         self.labels, self.x, self.views = labels, x, views
         for name, mine in (("views", repr(views)), ("samples", fingerprint(x))):
             if (theirs := labels.settings.get(name)) != mine:
@@ -231,11 +231,11 @@ class Replayed(Source):
         return {"x": seen.to(rng.device), "y": said.label.dense().to(rng.device)}
 
 
-def reinforce(
+def reinforce_data(
     folder: Path,
     teachers: nn.Module | Sequence[nn.Module],
     x: Tensor,
-    views: Views,
+    views: Augmentation,
     *,
     copies: int,
     k: int,
@@ -354,4 +354,15 @@ def _agree(folder: Path, theirs: Mapping[str, Plain], mine: Mapping[str, Plain |
             raise BadFile(f"{folder} holds labels with {name} {theirs.get(name)!r}, not {mine[name]!r}.")
 
 
-__all__ = ["UNIT", "Labels", "Replayed", "Said", "TopK", "Views", "fingerprint", "reinforce", "top_k", "write_labels"]
+__all__ = [
+    "UNIT",
+    "Augmentation",
+    "Labels",
+    "Replayed",
+    "Said",
+    "TopK",
+    "fingerprint",
+    "reinforce_data",
+    "top_k",
+    "write_labels",
+]

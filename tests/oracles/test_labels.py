@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import KD, Adam, CrossEntropy, Dataset, Incompatible, Rng, Source, distill
-from limbeck.engine import Labels, Replayed, Said, TopK, reinforce, top_k, write_labels
+from limbeck.engine import Labels, Replayed, Said, TopK, reinforce_data, top_k, write_labels
 from limbeck.engine.labels import UNIT, fingerprint
 from limbeck.errors import BadSetting
 from limbeck.problems.digits import Jitter, jitter, split
@@ -163,7 +163,7 @@ class Shifted:
 def store(folder: Path, *, copies: int = 3, k: int = 4, temperature: float = 1.0) -> tuple[nn.Module, Tensor, Replayed]:
     torch.manual_seed(0)
     teacher, x = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5)), torch.randn(20, 5)
-    labels = reinforce(folder, teacher, x, Shifted(), copies=copies, k=k, temperature=temperature, rows=16)
+    labels = reinforce_data(folder, teacher, x, Shifted(), copies=copies, k=k, temperature=temperature, rows=16)
     assert teacher.training
     return teacher.eval(), x, Replayed(labels, x, Shifted())
 
@@ -210,7 +210,7 @@ def test_stored_labels_of_all_classes_are_kd_without_labels(tmp_path: Path) -> N
 def test_an_ensemble_says_its_mean(tmp_path: Path) -> None:
     torch.manual_seed(0)
     pair, x = [nn.Linear(5, 4), nn.Linear(5, 4)], torch.randn(20, 5)
-    source = Replayed(reinforce(tmp_path, pair, x, Shifted(), copies=1, k=4), x, Shifted())
+    source = Replayed(reinforce_data(tmp_path, pair, x, Shifted(), copies=1, k=4), x, Shifted())
     batch = source.take(8, Rng(0))
     mean = sum(cast(Tensor, net(batch["x"]).softmax(1)) for net in pair) / 2
     assert (batch["y"] - mean).abs().max() < 1 / UNIT + 1e-6

@@ -288,14 +288,12 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "BetterViews": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Reconstruction": lambda kind: Dataset(
-        x=points(kind), target=points(kind)[:, :1, None].expand(-1, CLASSES, 2), hidden=points(kind)[:, :1].abs() + 0.1
+        x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1
     ),
     "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
     "TrilateralKD": lambda kind: Dataset(
         x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)
     ),
-        x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1
-    )
 }
 
 

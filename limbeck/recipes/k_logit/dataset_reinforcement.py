@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from limbeck.engine import Claim, Labels, Make, Paper, Prior, Recipe, Replayed, Source, Trial, reinforce
+from limbeck.engine import Claim, Labels, Make, Paper, Prior, Recipe, Replayed, Source, Trial, reinforce_data
 from limbeck.objectives import KD, CrossEntropy
 from limbeck.problems.digits import Jitter
 from limbeck.problems.digits_classify import DigitsClassify
@@ -23,7 +23,7 @@ from limbeck.recipes.parts import learner
 
 def asked(problem: DigitsClassify, prior: Prior, folder: Path, seed: int) -> None:
     """The store: all that the teacher says."""
-    reinforce(folder, problem.teacher, problem.train[0], Jitter(), copies=200, k=5, temperature=4.0, seed=seed)
+    reinforce_data(folder, problem.teacher, problem.train[0], Jitter(), copies=200, k=5, temperature=4.0, seed=seed)
 
 
 def stored(problem: DigitsClassify, prior: Prior) -> Source:
