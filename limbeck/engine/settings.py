@@ -22,7 +22,7 @@ def settings(part: Any) -> dict[str, Any]:
 
     >>> from limbeck import KD
     >>> settings(KD())
-    {'temperature': 4.0, 'alpha': 0.9}
+    {'student': 'student', 'teacher': 'teacher', 'temperature': 4.0, 'alpha': 0.9}
     """
     found: dict[str, Any] = {}
     for name, (value, kind) in _children(part).items():

@@ -74,8 +74,11 @@ class Subclasses(nn.Module):
     Source: LELP, Loo et al. 2024, arXiv 2409.20449, for subclasses from linear projections; the softmax of
     standardised projections is ours.
 
-    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> Subclasses(net, "2", torch.randn(99, 4), each=3)(torch.zeros(5, 4)).shape
+    >>> from limbeck.rng import Rng, seeded
+    >>> with seeded("example"):
+    ...     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> x = Rng("example").normal(99, 4, dtype=torch.float32)
+    >>> Subclasses(net, "2", x - x.mean(0), each=3)(torch.zeros(5, 4)).shape
     torch.Size([5, 6])
     """
 

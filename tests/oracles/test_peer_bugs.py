@@ -106,7 +106,7 @@ def test_padded_classes_are_refused(objective: Objective, classes: tuple[int, in
     data = Dataset(x=torch.randn(16, 4), y=torch.arange(16) % 3)
     more = {objective.before: before} if hasattr(objective, "before") else {}
     nets = (
-        (None, {"student": other, "peer": one}) if isinstance(objective, Online) else ({"teacher": one} | more, other)
+        (None, {"student": other, "peer": one}) if isinstance(objective, Online) else (more | {"teacher": one}, other)
     )
     with pytest.raises(Incompatible, match=r"with \d classes, got \d"):
         distill(*nets, objective, data, steps=1, batch=8).finish()

@@ -263,7 +263,6 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Talk": lambda: Talk(lower=("0", "0"), upper=("2", "2"), width=3),
     "VkD": lambda: VkD(pairs={"0": "2"}),
     "VkD, whitened": lambda: VkD(pairs={"0": "2"}, whiten=True),
-    "StableKD": lambda: StableKD(pairs={"0": "0", "3:in": "3:in"}),
     "ExpertSums": lambda: ExpertSums(layers=("2",)),
     "ExpertGates": lambda: ExpertGates(layers=("2",)),
     "StableKD": lambda: StableKD(pairs={"0": "0", "2": "2"}, until=1.0),
