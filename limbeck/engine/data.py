@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.errors import BadSetting
+from limbeck.errors import BadSetting, Incompatible
 from limbeck.rng import Rng
 from limbeck.tree import Tree, tree_leaves, tree_map
 
@@ -113,7 +113,7 @@ class Mixup(Source):
     def __init__(self, source: Source, *, classes: int):
         self.source, self.classes, self.fields = source, classes, frozenset({"x", "y"})
         if missing := self.fields - source.fields:
-            raise BadSetting(f"Mixup needs a source of x and y, got one without {' and '.join(sorted(missing))}.")
+            raise Incompatible("Mixup", need="a source of x and y", got=f"one without {' and '.join(sorted(missing))}")
 
     def take(self, n: int, rng: Rng) -> Batch:
         share, sides = rng.uniform(n, dtype=torch.float32), [self.source.take(n, rng) for _ in range(2)]

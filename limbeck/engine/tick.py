@@ -232,7 +232,12 @@ class Tick:
 
         def make() -> Seen:
             versions = [leaf._version for leaf in tree_leaves(x)]
-            with self.seeded(("answer", who, key)), self.cast.training((who,) if learns else self.trains):
+            still = self.cast.roles[who].buffers if who in self.cast.roles and not learns else ()
+            with (
+                self.seeded(("answer", who, key)),
+                self.cast.training((who,) if learns else self.trains),
+                same_buffers(still),  # running statistics are of the batches that a network learns from
+            ):
                 seen = self.cast.ask(who, x)
             if versions != [leaf._version for leaf in tree_leaves(x)]:  # what the next one sees would be that
                 need, got = "a network that leaves its inputs as they are", "one that writes into them"

@@ -127,3 +127,9 @@ def masked_images(problem: DigitsClassify, prior: Prior) -> Source:
         return {"x": jitter(x[rng.integers(n, len(x))], rng)}
 
     return MaskedPatches(Drawn(make, fields=("x",)))
+
+
+def need_labels(problem: Problem, name: str) -> None:
+    """Raises `Incompatible` unless the problem's batches have labels y."""
+    if problem.source is None or "y" not in problem.source.fields:
+        raise Incompatible(name, need="a problem whose batches have labels y", got=problem.name, fit="digits-classify")

@@ -569,7 +569,7 @@ def test_mixtures_are_between_two_examples_however_the_batch_is_cut() -> None:
     torch.testing.assert_close(whole["y"].sum(1), torch.ones(8))
     for row in whole["x"]:
         assert min((row - a).norm() + (row - b).norm() - (a - b).norm() for a in x for b in x) < 1e-5  # on a line
-    with pytest.raises(BadSetting, match="Mixup needs a source of x and y, got one without y"):
+    with pytest.raises(Incompatible, match="Mixup needs a source of x and y, got one without y"):
         Mixup(Dataset(x=x), classes=3)
 
 

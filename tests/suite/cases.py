@@ -150,6 +150,14 @@ def classifier(kind: Kind) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), kind.module(16), nn.ReLU(), nn.Linear(16, CLASSES)).to(kind.dtype)
 
 
+@torch.no_grad()
+def balanced(kind: Kind) -> nn.Module:
+    """A classifier that puts points into every class."""
+    net = classifier(kind).eval()
+    net[3].bias -= net(points(kind, 999)).mean(0)
+    return net.train()
+
+
 def points(kind: Kind, rows: int = ROWS) -> Tensor:
     """Points in the plane, [rows, 2]."""
     return Rng(("suite", "points")).normal(rows, 2, dtype=torch.float64).to(kind.dtype)
@@ -177,7 +185,7 @@ TEACHERS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "Classifier": classifier,
     "Ensemble": lambda kind: Ensemble(classifier(kind), classifier(kind)),
     "Committee": lambda kind: Committee([classifier(kind), classifier(kind)], (0.7, 0.3)),
-    "Subclasses": lambda kind: Subclasses(classifier(kind), "3", points(kind), each=1),
+    "Subclasses": lambda kind: Subclasses(balanced(kind), "3", points(kind, 999), each=1),
     "Two classifiers": lambda kind: {"teacher": classifier(kind), "second": classifier(kind)},
     "With a source": lambda kind: {
         "teacher": GaussianMixture(means=points(kind, 6), std=0.5, labels=labels(6)),

@@ -13,6 +13,9 @@ TICKS, ROWS = 30, 8
 COUNTED = {case.objective: case for case in matches() if case.objective in FOUND["OBJECTIVES"]}.values()
 """Every export on the last student that it fits, for the first ones are slow and a count is a count."""
 
+PARTLY = {"StableKD"}
+"""Those that leave some parameters of a role for a part of the run, as what stands between pieces that are joined."""
+
 
 def due(run: Run, role: str) -> int:
     """Ticks in which some loss trains the role: the last of each of its losses' periods."""
@@ -26,9 +29,9 @@ def test_every_role_steps_when_it_is_due(case: Case, accumulate: int) -> None:
     run = case.run(steps=TICKS, batch=ROWS, accumulate=1 if coupled(case) else accumulate)
     run.finish()
     assert {name: role.steps for name, role in run.cast.roles.items()} == {n: due(run, n) for n in run.cast.roles}
-    assert {role.steps for role in run.cast.roles.values()} == {
-        int(p["step"]) for role in run.cast.roles.values() for p in role.optimizer.state.values()
-    }
+    for role in run.cast.roles.values():
+        steps = {int(p["step"]) for p in role.optimizer.state.values()}
+        assert max(steps) == role.steps and (len(steps) == 1 or case.objective in PARTLY)
     for target in run.cast.targets.values():
         assert target.updates == target.role.steps
 

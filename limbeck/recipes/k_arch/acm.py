@@ -19,6 +19,7 @@ from torch import nn
 from limbeck.engine import Claim, Paper, Prior, Recipe, Stage, Trial
 from limbeck.engine.taps import tap
 from limbeck.objectives import KD, ExpertGates, ExpertSums
+from limbeck.problems.digits_mixer import DigitsMixer
 from limbeck.problems.problem import Classification
 from limbeck.recipes.claims import rerun
 from limbeck.recipes.parts import learner
@@ -89,7 +90,7 @@ def adaptive(trial: Trial) -> float:
     return ours / theirs if abs(share / BUDGET - 1) <= 0.03 else inf
 
 
-def recipe(problem: Classification, steps: int = 200) -> Recipe:
+def recipe(problem: DigitsMixer, steps: int = 200) -> Recipe:
     gates = ExpertGates(layers=LAYERS, budget=BUDGET)
     return Recipe(
         stages=(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from limbeck.engine import Claim, Paper, Prior, Recipe, Stage, Trial
+from limbeck.errors import Incompatible
 from limbeck.objectives import KD, InPlaceKD
 from limbeck.problems.digits import DigitFeatures
 from limbeck.problems.digits_classify import DigitsClassify
@@ -30,7 +31,9 @@ SHARES = (0.2, 0.35, 0.5, 0.7)
 def pruned(problem: DigitsClassify, prior: Prior) -> Slimmable:
     """The teacher as a slimmable network, its channels in falling order of `taylor_scores`."""
     teacher = problem.teacher
-    assert isinstance(teacher, DigitFeatures)
+    if not isinstance(teacher, DigitFeatures):
+        need, got = "a teacher that is a chain of convolutions", f"a {type(teacher).__name__}"
+        raise Incompatible("amd-automatic-multistep", need=need, got=got, fit="digits-classify")
     net = Slimmable(*teacher.convs, nn.SiLU(), teacher.head).requires_grad_(True)
     x, y = problem.train
     return ranked(net, taylor_scores(net.eval(), x, y)).train()

@@ -20,7 +20,7 @@ from limbeck.problems.digits import jitter, split
 from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.problems.problem import evaluating
 from limbeck.recipes.claims import by, error, rerun
-from limbeck.recipes.parts import learner
+from limbeck.recipes.parts import learner, need_labels
 from limbeck.rng import Rng
 
 
@@ -45,6 +45,7 @@ def confused(problem: DigitsClassify, prior: Prior) -> nn.Module:
 
 def pairs(problem: DigitsClassify, prior: Prior) -> Source:
     """Views to learn from, and others to look ahead at."""
+    need_labels(problem, "tgeo-kd")
 
     def make(n: int, rng: Rng) -> Batch:
         one, other = (problem.source.take(n, rng) for _ in range(2))
