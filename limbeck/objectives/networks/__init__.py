@@ -48,6 +48,13 @@ from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, 
 from limbeck.objectives.networks.restoration import BetterViews, Restoration, band, direction
 from limbeck.objectives.networks.selection import ReinforcedSelection, chosen_mean, loss_after, reinforce
 from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
+from limbeck.objectives.networks.similarity import (
+    ClassSimilarity,
+    SampleSimilarity,
+    class_gradients,
+    cosine_gram,
+    gram_gap,
+)
 from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.views import DualView, ThroughTeacher, alternating, direction_error
@@ -78,6 +85,7 @@ __all__ = [
     "BalancedDivergence",
     "BetterViews",
     "Between",
+    "ClassSimilarity",
     "ConfidenceWeighted",
     "Contrast",
     "Convolution",
@@ -112,6 +120,7 @@ __all__ = [
     "Relations",
     "Restoration",
     "Same",
+    "SampleSimilarity",
     "SinKD",
     "StableKD",
     "Talk",
@@ -132,8 +141,10 @@ __all__ = [
     "both_ways",
     "chosen_mean",
     "cka",
+    "class_gradients",
     "confidence_weights",
     "cosine_and_smooth",
+    "cosine_gram",
     "cosines",
     "direction",
     "direction_error",
@@ -141,6 +152,7 @@ __all__ = [
     "entropy",
     "filled_in",
     "fused",
+    "gram_gap",
     "heard",
     "info_nce",
     "jensen_shannon",
