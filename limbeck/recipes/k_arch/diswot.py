@@ -87,7 +87,7 @@ def again(trial: Trial, objective: Objective) -> nn.Module:
 
 
 def alike(trial: Trial) -> float:
-    """The larger of two ratios of held-out `gaps`: of examples over the lesser by labels and KD, of classes over KD's."""
+    """The larger ratio of held-out `gaps`: of examples over the lesser by labels and KD, of classes over KD's."""
     nets = (trial.student, again(trial, CrossEntropy()), again(trial, KD()))
     examples, classes = zip(
         *(gaps(net.eval(), trial.problem.teacher, *trial.problem.heldout) for net in nets), strict=True
@@ -104,8 +104,8 @@ def recipe(problem: DigitsClassify, steps: int = 200) -> Recipe:
         ),
         paper=Paper("2303.15678", "Dong et al. 2023"),
         claim=Claim(
-            text="the network that the untrained search found: mean held-out distance to the teacher ≤ 0.9 × the lesser "
-            "of those by labels and by KD in relations of examples, and ≤ 0.9 × that by KD in gradients of classes "
+            text="the network that the untrained search found: mean held-out distance to the teacher ≤ 0.9 × the "
+            "lesser of those by labels and by KD in relations of examples, and ≤ 0.9 × that by KD in gradients of classes "
             "(the larger of both ratios); its error is not lower",
             check=alike,
             bound=0.9,
