@@ -105,8 +105,8 @@ def recipe(problem: DigitsClassify, steps: int = 200) -> Recipe:
         paper=Paper("2303.15678", "Dong et al. 2023"),
         claim=Claim(
             text="the network that the untrained search found: mean held-out distance to the teacher ≤ 0.9 × the "
-            "lesser of those by labels and by KD in relations of examples, and ≤ 0.9 × that by KD in gradients of classes "
-            "(the larger of both ratios); its error is not lower",
+            "lesser of those by labels and by KD in relations of examples, and ≤ 0.9 × that by KD in gradients of "
+            "classes (the larger of both ratios); its error is not lower",
             check=alike,
             bound=0.9,
             on="digits-classify",
