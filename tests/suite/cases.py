@@ -67,6 +67,7 @@ from limbeck.objectives import (
     InPlaceKD,
     Inverted,
     Mapped,
+    MiniLM,
     MultiScaleContrast,
     Nearness,
     Onward,
@@ -283,6 +284,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "ThroughTeacher": lambda: ThroughTeacher(pairs={"0": "2:in"}),
     "PartialCrossAttention": lambda: PartialCrossAttention(tap="0", parts=("0", "1", "2"), heads=2),
     "Relations": lambda: Relations(pairs={"0": "3"}),
+    "MiniLM": lambda: MiniLM(pairs=(("0", "3"), ("2", "3"), ("0", "3"))),
 }
 
 MEET = {("GAN", "SiD, times of the GAN"), ("DMD", "GAN, trains the critic")}
@@ -302,6 +304,7 @@ DATA: dict[str, Callable[[Kind], Source]] = {
         x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1
     ),
     "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
+    "MiniLM": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),
     "TrilateralKD": lambda kind: Dataset(
         x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)
     ),

@@ -3,6 +3,7 @@
 from limbeck.objectives.networks.across import Convolution, CrossAttention, Groupwise
 from limbeck.objectives.networks.adversary import OutputGAN
 from limbeck.objectives.networks.attention import AttentionTransfer, attention_map, attention_transfer
+from limbeck.objectives.networks.attention_relations import MiniLM, attention_kl
 from limbeck.objectives.networks.blockwise import StableKD
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
@@ -100,6 +101,7 @@ __all__ = [
     "InPlaceKD",
     "JensenShannonKD",
     "LumiNet",
+    "MiniLM",
     "MultiMode",
     "MultiScaleContrast",
     "Mutual",
@@ -134,6 +136,7 @@ __all__ = [
     "adaptive_target",
     "alternating",
     "angles",
+    "attention_kl",
     "attention_map",
     "attention_transfer",
     "balanced_kl",
