@@ -5,8 +5,8 @@ through a linear projector, and in its second block attention and relations of v
 
 What is claimed is that it has both, which nobody has by one teacher. At this size it is no gain in accuracy: a linear
 probe errs by 0.12 after features alone, which is less than with attention, by 0.18 after KD, by 0.21 after 50 labels
-alone, and by 0.49 after attention alone, for the masked autoencoder itself knows little of digits of 8 × 8 pixels, 0.46.
-Attention is weighed by 0.03, where the paper's weights are equal: the more it weighs, the higher the error, 0.17 at 0.1.
+alone, and by 0.49 after attention alone, for the masked autoencoder itself knows little of such small digits, 0.46.
+Attention is weighed by 0.03, where the paper's weights are equal: the more it weighs, the more errors, 0.17 at 0.1.
 Redundant tokens are not masked here.
 """
 
