@@ -51,6 +51,7 @@ from limbeck.objectives import (
     ClassSimilarity,
     Consistency,
     Contrast,
+    Correspondence,
     Critic,
     DiffRatio,
     Direction,
@@ -68,6 +69,7 @@ from limbeck.objectives import (
     Inverted,
     Mapped,
     MiniLM,
+    Matches,
     MultiScaleContrast,
     Nearness,
     Onward,
@@ -164,6 +166,11 @@ def balanced(kind: Kind) -> nn.Module:
 def points(kind: Kind, rows: int = ROWS) -> Tensor:
     """Points in the plane, [rows, 2]."""
     return Rng(("suite", "points")).normal(rows, 2, dtype=torch.float64).to(kind.dtype)
+
+
+def places(kind: Kind) -> Tensor:
+    """Sixteen tokens each, [rows, 16, 2]."""
+    return points(kind, 16 * ROWS).unflatten(0, (ROWS, 16))
 
 
 def labels(rows: int = ROWS) -> Tensor:
@@ -266,6 +273,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "MultiScaleContrast": lambda: MultiScaleContrast(pairs={"0": "0"}, windows=(0, 1)),
     "ExitContrast": lambda: ExitContrast(taps=("0", "3:in")),
     "BetterViews": lambda: BetterViews(tap="0", low=0.0),
+    "Correspondence": lambda: Correspondence(teachers={"teacher": "0"}, tap="0"),
+    "Matches": lambda: Matches(tap="0"),
     "FitNets, by rotation": lambda: FitNets(pairs={"0": "2", "3:in": "3:in"}, projector=Orthogonal()),
     "WidthInvariance": lambda: WidthInvariance(taps=("layers.1",)),
     "InPlaceKD, of a teacher": lambda: InPlaceKD(teacher="teacher", drawn=0),
@@ -299,12 +308,15 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "ExitContrast": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Restoration": lambda kind: Dataset(x=points(kind), y=torch.eye(CLASSES)[labels()].to(kind.dtype)),
     "BetterViews": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
+    "Correspondence": lambda kind: Dataset(x=places(kind), pair=places(kind).flip(0)),
+    "Matches": lambda kind: Dataset(x=places(kind), pair=places(kind).flip(0), match=labels()[:, None].expand(-1, 16)),
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1
     ),
     "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
     "MiniLM": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),
+    "Relations": lambda kind: Dataset(x=places(kind), y=labels()),
     "TrilateralKD": lambda kind: Dataset(
         x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)
     ),

@@ -7,6 +7,14 @@ from limbeck.objectives.networks.attention_relations import MiniLM, attention_kl
 from limbeck.objectives.networks.blockwise import StableKD
 from limbeck.objectives.networks.branches import OFA, adaptive_target
 from limbeck.objectives.networks.contrast import CRD, Contrast, cosines, info_nce, noise_contrast
+from limbeck.objectives.networks.correspondence import (
+    Correspondence,
+    Matches,
+    Matching,
+    correspondence_loss,
+    match_loss,
+    similarity,
+)
 from limbeck.objectives.networks.crossing import PartialCrossAttention
 from limbeck.objectives.networks.decoupled import DKD, rest_kl, target_kl
 from limbeck.objectives.networks.exits import ExitContrast, both_ways
@@ -90,6 +98,7 @@ __all__ = [
     "ConfidenceWeighted",
     "Contrast",
     "Convolution",
+    "Correspondence",
     "CrossAttention",
     "CrossEntropy",
     "DualView",
@@ -102,6 +111,8 @@ __all__ = [
     "JensenShannonKD",
     "LumiNet",
     "MiniLM",
+    "Matches",
+    "Matching",
     "MultiMode",
     "MultiScaleContrast",
     "Mutual",
@@ -146,6 +157,7 @@ __all__ = [
     "cka",
     "class_gradients",
     "confidence_weights",
+    "correspondence_loss",
     "cosine_and_smooth",
     "cosine_gram",
     "cosines",
@@ -161,6 +173,7 @@ __all__ = [
     "jensen_shannon",
     "knows_better",
     "loss_after",
+    "match_loss",
     "mean_square",
     "noise_contrast",
     "partitioned_kl",
@@ -174,6 +187,7 @@ __all__ = [
     "relative_distances",
     "rest_kl",
     "reverse_kl",
+    "similarity",
     "sinkhorn",
     "sinkhorn_distance",
     "soft_kl",
