@@ -314,8 +314,7 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1
     ),
-    "Relations": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),  # 16 tokens each
-    "MiniLM": lambda kind: Dataset(x=points(kind, 16 * ROWS).unflatten(0, (ROWS, 16)), y=labels()),
+    "MiniLM": lambda kind: Dataset(x=places(kind), y=labels()),
     "Relations": lambda kind: Dataset(x=places(kind), y=labels()),
     "TrilateralKD": lambda kind: Dataset(
         x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)

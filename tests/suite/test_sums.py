@@ -107,7 +107,8 @@ def test_a_factor_scales_the_student_only(case: Case) -> None:
 
     What learns by the student's own losses, such as a projector of its features, goes along with it.
     """
-    along = {role for term in case.run().terms if "student" in term.roles for role in term.roles}
+    run = case.run()
+    along = {role for term in run.terms if set(term.roles) & set(run.cast.students) for role in term.roles}
     with gradients() as seen:
         for objective in (case.make(), 2 * case.make()):
             lively(case.run(objective, steps=1)).finish()

@@ -144,7 +144,7 @@ class TrilateralKD(Between):
         params = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
         buffers = {name: b.clone() for name, b in module.named_buffers()}
         inner = fused(_asked(module, params, buffers, tick.batch["x"]), t, y, share, temperature=self.temperature)
-        steps = torch.autograd.grad(inner.mean(), [*params.values()], create_graph=True)
+        steps = torch.autograd.grad(inner.mean(), [*params.values()], create_graph=True, materialize_grads=True)
         moved = {name: p.detach() - self.rate * g for (name, p), g in zip(params.items(), steps, strict=True)}
         return F.cross_entropy(_asked(module, moved, buffers, x), other_y)
 
