@@ -72,6 +72,7 @@ from limbeck.objectives import (
     MiniLM,
     MultiScaleContrast,
     Nearness,
+    NoisedViews,
     Onward,
     Orthogonal,
     PairGAN,
@@ -272,6 +273,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CKA": lambda: CKA(pairs={"3:in": "0"}),
     "MultiScaleContrast": lambda: MultiScaleContrast(pairs={"0": "0"}, windows=(0, 1)),
     "ExitContrast": lambda: ExitContrast(taps=("0", "3:in")),
+    "NoisedViews": lambda: NoisedViews(tap="block0"),
     "BetterViews": lambda: BetterViews(tap="0", low=0.0),
     "Correspondence": lambda: Correspondence(teachers={"teacher": "0"}, tap="0"),
     "Matches": lambda: Matches(tap="0"),
@@ -310,6 +312,7 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     "BetterViews": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Correspondence": lambda kind: Dataset(x=places(kind), pair=places(kind).flip(0)),
     "Matches": lambda kind: Dataset(x=places(kind), pair=places(kind).flip(0), match=labels()[:, None].expand(-1, 16)),
+    "NoisedViews": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "MultiMode": lambda kind: Dataset(x=points(kind), pair=points(kind).flip(0)),
     "Reconstruction": lambda kind: Dataset(
         x=points(kind), target=points(kind)[:, [0, 1, 0]], hidden=points(kind)[:, [1, 1, 0]].abs() + 0.1

@@ -39,6 +39,7 @@ from limbeck.objectives.networks.logits import (
 from limbeck.objectives.networks.masked import DMAE, G2SD, Reconstruction, filled_in
 from limbeck.objectives.networks.messages import Talk
 from limbeck.objectives.networks.modes import MultiMode
+from limbeck.objectives.networks.noised_views import NoisedViews
 from limbeck.objectives.networks.online import (
     BalancedDivergence,
     Mutual,
@@ -116,6 +117,7 @@ __all__ = [
     "MultiMode",
     "MultiScaleContrast",
     "Mutual",
+    "NoisedViews",
     "OnExperts",
     "OnFeatures",
     "OnLogits",

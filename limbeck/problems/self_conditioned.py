@@ -1,0 +1,64 @@
+"""A denoiser's network that is told what it has seen itself: a feature of its middle conditions all later blocks."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.errors import BadSetting
+from limbeck.problems.networks import ResidualMLP
+from limbeck.tree import Tree
+
+
+class SelfConditioned(ResidualMLP):
+    """A `ResidualMLP` whose blocks after one are modulated by e + W·norm(h) in place of e, h what that one put out.
+
+    W is zero at first, so that the network is the plain one of the same parameters until it learns otherwise.
+
+    Args: those of `ResidualMLP`.
+        at: the tap after which the feature is fed back.
+
+    Raises:
+        BadSetting: no such tap, or none after it.
+
+    Source: DDAE++, Xiang et al. 2025, arXiv 2505.10999, for the idea; there features of several places are pooled.
+
+    >>> net = SelfConditioned(at="block1", shape=(2,), width=16, blocks=4)
+    >>> net(torch.randn(3, 2), torch.zeros(3))[0].shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        *,
+        at: str,
+        shape: tuple[int, ...],
+        classes: int = 0,
+        width: int = 192,
+        blocks: int = 4,
+        expand: int = 3,
+    ):
+        super().__init__(shape=shape, classes=classes, width=width, blocks=blocks, expand=expand)
+        if at not in [*self.taps][:-1]:
+            raise BadSetting(f"at needs a block before the last, one of {', '.join([*self.taps][:-1])}, got {at!r}.")
+        self.at, self.feed = at, nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.feed.weight)
+
+    def forward(
+        self, x: Tensor, level: Tensor, cond: Tree = None, *, taps: tuple[str, ...] = (), out: bool = True
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        angles = level[:, None] * self.freqs.to(x)  # [B, 16]
+        label = torch.full((len(x),), self.classes, device=x.device) if cond is None else cond
+        emb = F.silu(self.level(torch.cat([angles.cos(), angles.sin()], 1)) + self.label(label))  # [B, width]
+        h, features = self.inp(x.flatten(1)), {}
+        for name, block in zip(self.taps, self.blocks, strict=True):
+            h = block(h, emb)
+            if name == self.at:
+                emb = emb + self.feed(F.layer_norm(h, h.shape[1:]))
+            if name in taps:
+                features[name] = h
+                if not out and len(features) == len(taps):
+                    return None, features
+        return self.out(F.layer_norm(h, h.shape[1:])).reshape(x.shape), features
+
+
+__all__ = ["SelfConditioned"]
