@@ -109,7 +109,7 @@ def recipe(problem: DigitsClassify, steps: int = 300, tuned: int = 100) -> Recip
             check=shared,
             bound=0.98,
             on="digits-vit",
-            seeds=3,
+            seeds=5,
             mean=True,
         ),
     )

@@ -61,7 +61,7 @@ def recipe(problem: Classification, steps: int = 400) -> Recipe:
             check=nearer,
             bound=0.985,
             on="digits-vit",
-            seeds=3,
+            seeds=5,
             mean=True,
         ),
     )
