@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.data import Batch, Drawn, Source
-from limbeck.problems.digits import jitter
-from limbeck.problems.digits_classify import DigitsClassify
+from limbeck.problems.digits import jitter, load_judge, split
+from limbeck.problems.problem import Problem
 from limbeck.rng import Rng
 
 
@@ -42,7 +42,7 @@ class _Add(nn.Module):
         return x + self.net(x)
 
 
-class DigitsHalves(DigitsClassify):
+class DigitsHalves(Problem):
     """Which right half of a digit belongs to this left half: batches of both, fields x and pair, the other half blank.
 
     >>> batch = DigitsHalves().source.take(5, Rng(0))
@@ -51,6 +51,16 @@ class DigitsHalves(DigitsClassify):
     """
 
     name = "digits-halves"
+    threads = 1
+
+    def __init__(self) -> None:
+        self.unlabelled, _, heldout, y = split()
+        self.heldout = heldout, y
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The digits' classifier, which nobody asks: an encoder is its own teacher."""
+        return load_judge()
 
     @cached_property
     def source(self) -> Source:

@@ -9,7 +9,7 @@ from limbeck.engine.data import Source
 from limbeck.problems.digits import jittered, split
 from limbeck.problems.networks import ConvNet
 from limbeck.problems.problem import Classification
-from limbeck.rng import Rng
+from limbeck.rng import Rng, seeded
 
 
 class DigitsOther(Classification):
@@ -32,10 +32,11 @@ class DigitsOther(Classification):
         self.known = x[y < 5], y[y < 5]
         self.heldout = heldout_x[heldout_y >= 5], heldout_y[heldout_y >= 5] - 5
 
-    @property
+    @cached_property
     def teacher(self) -> nn.Module:
         """The teacher's network before training: who knows the other digits is made by the recipe."""
-        return ConvNet(classes=5, widths=(16, 32, 32))
+        with seeded(self.name):
+            return ConvNet(classes=5, widths=(16, 32, 32))
 
     @cached_property
     def source(self) -> Source:

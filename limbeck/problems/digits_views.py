@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from limbeck.engine.data import Batch, Drawn, Source
 from limbeck.problems.digits import jitter, split
 from limbeck.problems.problem import Problem
-from limbeck.rng import Rng
+from limbeck.rng import Rng, seeded
 
 
 def projections(views: int, side: int = 8) -> Tensor:
@@ -87,10 +87,11 @@ class DigitsViews(Problem):
         self.poor, self.better = (reconstruction(n) for n in views)
         self.heldout = seen_through(self.poor, heldout), heldout
 
-    @property
+    @cached_property
     def teacher(self) -> nn.Module:
         """The network before training: who knows is made by the recipe, of what more views show."""
-        return self.network()
+        with seeded(self.name):
+            return self.network()
 
     @cached_property
     def source(self) -> Source:

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from limbeck.engine import Claim, Make, Objective, Paper, Prior, Recipe, Trial
 from limbeck.engine.taps import tap
+from limbeck.errors import Incompatible
 from limbeck.evaluate.classification import multiply_adds
 from limbeck.objectives import KD, ClassSimilarity, CrossEntropy, SampleSimilarity, class_gradients, gram_gap
+from limbeck.problems.digits import DigitFeatures
 from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.problems.networks import ConvNet
 from limbeck.recipes.claims import by, retrained
@@ -96,6 +98,9 @@ def alike(trial: Trial) -> float:
 
 
 def recipe(problem: DigitsClassify, steps: int = 200) -> Recipe:
+    if not isinstance(problem.teacher, DigitFeatures):
+        need, got = "a teacher that is a chain of convolutions", f"a {type(problem.teacher).__name__}"
+        raise Incompatible("diswot", need=need, got=got, fit="digits-classify")
     similar = 30.0 * SampleSimilarity(pairs=dict([MAPS])) + 3.0 * ClassSimilarity(pairs=dict([LAST]))
     return Recipe(
         stages=(

@@ -19,6 +19,7 @@ from torch import nn
 
 from limbeck.engine import Claim, Paper, Prior, Recipe, Stage, Trial
 from limbeck.objectives import KD
+from limbeck.problems.digits_vit import DigitsViT
 from limbeck.problems.networks import Mixer, ViT
 from limbeck.problems.problem import Classification
 from limbeck.recipes.claims import error
@@ -86,7 +87,7 @@ def stands_in(trial: Trial) -> float:
     return ours / theirs
 
 
-def recipe(problem: Classification, steps: int = 200, module: int = 100, tuned: int = 120) -> Recipe:
+def recipe(problem: DigitsViT, steps: int = 200, module: int = 100, tuned: int = 120) -> Recipe:
     def stage(name: str, student: Build, steps: int, **settings: Any) -> Stage:
         return learner(name, KD(), steps=steps, lr=4e-3, batch=64, student=student, **settings)
 

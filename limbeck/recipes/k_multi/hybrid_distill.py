@@ -19,6 +19,7 @@ from limbeck.engine.taps import tap
 from limbeck.objectives import G2SD, KD, CrossEntropy, MiniLM, Reconstruction, relation
 from limbeck.problems.digits import jitter, split
 from limbeck.problems.digits_classify import DigitsClassify
+from limbeck.problems.digits_vit import DigitsViT
 from limbeck.problems.masked import MaskedAutoencoder
 from limbeck.problems.problem import evaluating
 from limbeck.recipes.claims import by, retrained
@@ -100,7 +101,7 @@ FEATURES = G2SD(pairs={"norm": "norm"})
 ATTENTION = MiniLM(teacher="masked", pairs=tuple((name, name) for name in LOOKS), heads=HEADS)
 
 
-def recipe(problem: DigitsClassify, steps: int = 300, before: int = 400) -> Recipe:
+def recipe(problem: DigitsViT, steps: int = 300, before: int = 400) -> Recipe:
     objective = FEATURES + 0.03 * ATTENTION
     small = {"batch": 64, "student": transformer(WIDTH), "teacher": teachers, "data": unlabelled}
     return Recipe(

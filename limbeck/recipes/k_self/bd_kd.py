@@ -11,6 +11,7 @@ from torch import nn
 from limbeck.engine import Claim, Paper, Prior, Recipe, Stage, Trial
 from limbeck.evaluate.classification import judge_classifier
 from limbeck.objectives import KD, BalancedDivergence, CrossEntropy, Mutual
+from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.problems.networks import ConvNet
 from limbeck.problems.problem import Classification
 from limbeck.recipes.claims import by, retrained
@@ -36,7 +37,7 @@ def surer_together(trial: Trial) -> float:
     return ours / min(theirs)
 
 
-def recipe(problem: Classification, steps: int = 500) -> Recipe:
+def recipe(problem: DigitsClassify, steps: int = 500) -> Recipe:
     return Recipe(
         stages=(learner("bd-kd", BalancedDivergence(), steps=steps, student=pair),),
         paper=Paper("2212.12965", "Amara et al. 2022"),

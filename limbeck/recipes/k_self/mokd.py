@@ -85,5 +85,6 @@ def recipe(problem: DigitsClassify, steps: int = 200) -> Recipe:
             check=alike,
             bound=0.85,
             on="digits-classify",
+            seeds=5,
         ),
     )

@@ -34,6 +34,7 @@ from limbeck.engine import (
 )
 from limbeck.objectives import CrossEntropy
 from limbeck.problems.digits import jittered
+from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.problems.problem import Classification
 from limbeck.recipes.claims import by, error, last_beats
 from limbeck.recipes.k_self._past import PastVotes
@@ -117,7 +118,7 @@ def hardened(student: nn.Module, problem: Classification, seed: int) -> float:
     return error(kept, problem, seed)
 
 
-def recipe(problem: Classification, steps: int = 300, rate: float = 5e-3) -> Recipe:
+def recipe(problem: DigitsClassify, steps: int = 300, rate: float = 5e-3) -> Recipe:
     search = CrossEntropy() + Architecture()
     optim = {"default": Adam(lr=5e-3, schedule=Cosine()), "architecture": Adam(lr=rate)}
     settings = {"student": supernet, "data": halves, "batch": 64, "optim": optim}
