@@ -1,7 +1,8 @@
 """What teachers said, on disk: of each view the likeliest classes in few bytes, and the numbers that make it again.
 
 A store is a folder of safetensors shards and an ``index.json`` with their checksums and with what made them. It is
-written a shard at a time, each whole or not at all, and read through memory maps: what is not drawn is not loaded.
+written a shard at a time, each whole or not at all, and read through memory maps: checksums are compared once, when it
+is opened, and after that only what is drawn is loaded.
 """
 
 import hashlib
@@ -227,7 +228,8 @@ class Replayed(Source):
 
     def take(self, n: int, rng: Rng) -> Batch:
         said = self.labels.read(rng.integers(n, len(self.labels)).cpu())
-        seen = self.views.replay(self.x[said.row.to(self.x.device)], said.view)
+        view = {name: value.to(self.x.device) for name, value in said.view.items()}
+        seen = self.views.replay(self.x[said.row.to(self.x.device)], view)
         return {"x": seen.to(rng.device), "y": said.label.dense().to(rng.device)}
 
 
@@ -280,11 +282,16 @@ def reinforce_data(
 def _mean_probabilities(teachers: Sequence[nn.Module], x: Tensor, temperature: float) -> Tensor:
     modes = [teacher.training for teacher in teachers]
     try:
-        out = [teacher.eval()(x) / temperature for teacher in teachers]
+        out = [teacher.eval()(x.to(_device(teacher, x))) / temperature for teacher in teachers]
     finally:
         for teacher, mode in zip(teachers, modes, strict=True):
             teacher.train(mode)
-    return torch.stack([z.double().softmax(1) for z in out]).mean(0)
+    return torch.stack([z.double().softmax(1).cpu() for z in out]).mean(0)
+
+
+def _device(module: nn.Module, x: Tensor) -> torch.device:
+    p = next(module.parameters(), None)
+    return x.device if p is None else p.device
 
 
 def fingerprint(of: Tensor | nn.Module) -> str:

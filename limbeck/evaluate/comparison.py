@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from limbeck.diffusion.denoiser import Denoiser
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
 from limbeck.evaluate.classification import judge_classifier
@@ -83,17 +84,29 @@ def teacher_of(problem: Generative) -> Sampler:
     return lambda noise, cond, rng: Draw(problem.teacher_sample(noise, cond), cond)
 
 
+def _judged(student: nn.Module, problem: Problem) -> bool:
+    """Whether a student is of the kind that the problem has figures for."""
+    if isinstance(problem, Classification):
+        with torch.no_grad(), evaluating(student):
+            out = student(problem.heldout[0][:2])
+        return isinstance(out, Tensor) and out.shape == (2, problem.classes)
+    return isinstance(problem, Generative) and not isinstance(student, Denoiser)
+
+
 def evaluate(student: nn.Module, problem: Problem, *, n: int | None = None, seed: int = 0) -> dict[str, float]:
     """Student and teacher before the same judge; the teacher's figures end in ``_teacher``.
 
     Where the problem has held-out data, their distances to the reference end in ``_heldout``: what real samples that
     nobody trained on would get.
 
-    A problem of another kind has no figures of its own: what its systems claim is measured by their checks alone.
+    There are no figures, where a problem is of another kind, or a student something else than the problem judges: an
+    encoder, a denoiser. What its system claims is measured by the claim's check alone.
 
     Raises:
         Incompatible: a student that the problem cannot judge.
     """
+    if not _judged(student, problem):
+        return {}
     if isinstance(problem, Classification):
         theirs, ours = (judge_classifier(model, problem) for model in (problem.teacher, student))
     elif isinstance(problem, Generative):

@@ -122,7 +122,7 @@ class Jitter:
     def replay(self, x: Tensor, view: Mapping[str, Tensor]) -> Tensor:
         """The views that these parameters make of images, to the bit, whatever else is in the batch."""
         noise = [Rng(seed).normal(*x.shape[1:], dtype=x.dtype) for seed in view["seed"].tolist()]
-        return _moved(x, view["affine"]) + self.noise * torch.stack(noise)
+        return _moved(x, view["affine"].to(x)) + self.noise * torch.stack(noise).to(x)
 
 
 def jittered(x: Tensor, y: Tensor) -> Source:

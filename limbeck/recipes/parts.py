@@ -92,11 +92,6 @@ def staged(name: str) -> Callable[[Problem, Prior], nn.Module]:
     return lambda problem, prior: prior.student(name)
 
 
-def result(name: str) -> Callable[[Problem, Prior], nn.Module]:
-    """The result of an earlier stage, as a teacher."""
-    return lambda problem, prior: prior.student(name)
-
-
 def transformer(width: int) -> Callable[[DigitsClassify, Prior], ViT]:
     """An untrained vision transformer of digits whose tokens have this width."""
     return lambda problem, prior: ViT(size=8, classes=problem.classes, width=width)

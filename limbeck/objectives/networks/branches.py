@@ -117,7 +117,8 @@ class OFA(Between):
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
         one_each(cast.tap(self.student, *self.taps, by=self), self.taps, by=self)
-        role = (f"exits at {', '.join(self.taps)}",)
+        whose = "" if self.student == "student" else f" of {self.student}"
+        role = (f"exits{whose} at {', '.join(self.taps)}",)
         exits = cast.role(*role, lambda: self._exits(cast), spec=self).module
         assert isinstance(exits, nn.ModuleList)
 

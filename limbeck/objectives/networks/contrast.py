@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from limbeck.engine.tick import Tick
 from limbeck.errors import Incompatible, above_zero, in_range
 from limbeck.objectives.networks.features import OnFeatures
+from limbeck.objectives.networks.logits import wide
 
 
 def cosines(query: Tensor, key: Tensor) -> Tensor:
@@ -19,7 +20,8 @@ def cosines(query: Tensor, key: Tensor) -> Tensor:
     >>> cosines(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     tensor([[1., 0.]])
     """
-    return F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT
+    with torch.autocast(query.device.type, enabled=False):  # half precision would be off by more than what it compares
+        return F.normalize(wide(query), dim=-1) @ F.normalize(wide(key), dim=-1).mT
 
 
 def info_nce(query: Tensor, key: Tensor, *, temperature: float = 0.1, others: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from limbeck.engine.objective import Loss, Term
 from limbeck.engine.roles import Cast
-from limbeck.engine.tick import Tick
+from limbeck.engine.tick import Tick, same_buffers
 from limbeck.errors import in_range
 from limbeck.objectives.networks.features import mean_square, one_each
 from limbeck.objectives.networks.logits import Between, hard_labels, wide
@@ -93,7 +93,9 @@ class Talk(Between):
             heard = hear(ask(own[self.lower[0]]))
             u = self._onward(tick, self.teacher, x, (self.lower[1], heard), self.upper[1])
             told = read(reply(u))
-            with steered(tick.cast.module(self.student), {self.upper[0]: lambda _: told}):
+            student = tick.cast.module(self.student)
+            # running statistics are of what the networks see by themselves
+            with same_buffers([*student.buffers()]), steered(student, {self.upper[0]: lambda _: told}):
                 out = tick.cast.ask(self.student, x).out
             assert out is not None
             said = F.cross_entropy(wide(out), y, reduction="none")
@@ -107,7 +109,11 @@ class Talk(Between):
     def _onward(tick: Tick, who: str, x: Tensor, start: tuple[str, Tensor], end: str) -> Tensor:
         """What a network thinks at ``end`` if it thinks so at the start."""
         name, state = start
-        with steered(tick.cast.module(who), {name: lambda _: state, end: lambda made: made}) as made:
+        module = tick.cast.module(who)
+        with (
+            same_buffers([*module.buffers()]),
+            steered(module, {name: lambda _: state, end: lambda made: made}) as made,
+        ):
             tick.cast.ask(who, x)
         return made[end]
 

@@ -14,7 +14,7 @@ from limbeck.engine import Claim, Paper, Recipe, Trial
 from limbeck.objectives import DMAE, CrossEntropy, Reconstruction
 from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.recipes.claims import at, by, over_least, rerun_after
-from limbeck.recipes.parts import autoencoder, encoder, learner, masked_images, result, transformer
+from limbeck.recipes.parts import autoencoder, encoder, learner, masked_images, staged, transformer
 
 WIDTH, TAP = 24, "encoder.blocks.1"
 
@@ -34,7 +34,7 @@ def recipe(problem: DigitsClassify, steps: int = 800) -> Recipe:
     return Recipe(
         stages=(
             learner("teacher", Reconstruction(), steps=steps, student=autoencoder(2 * WIDTH), **masked),
-            replace(student, teacher=result("teacher")),
+            replace(student, teacher=staged("teacher")),
             learner("dmae", CrossEntropy(), steps=steps // 8, student=encoder("student"), **quick),
         ),
         paper=Paper("2208.12256", "Bai et al. 2022"),

@@ -13,7 +13,7 @@ from limbeck.engine import Claim, Paper, Recipe, Trial
 from limbeck.objectives import G2SD, KD, CrossEntropy, Reconstruction
 from limbeck.problems.digits_classify import DigitsClassify
 from limbeck.recipes.claims import at, by, over_least, rerun_after
-from limbeck.recipes.parts import autoencoder, encoder, learner, masked_images, result, transformer
+from limbeck.recipes.parts import autoencoder, encoder, learner, masked_images, staged, transformer
 
 WIDTH = 24
 
@@ -36,8 +36,8 @@ def recipe(problem: DigitsClassify, steps: int = 800) -> Recipe:
         stages=(
             learner("teacher", Reconstruction(), steps=steps, student=autoencoder(2 * WIDTH), **masked),
             learner("expert", CrossEntropy(), steps=steps // 4, student=encoder("teacher"), **quick),
-            replace(generic, teacher=result("teacher")),
-            replace(specific, teacher=result("expert")),
+            replace(generic, teacher=staged("teacher")),
+            replace(specific, teacher=staged("expert")),
         ),
         paper=Paper("2302.14771", "Huang et al. 2023"),
         claim=Claim(

@@ -30,7 +30,7 @@ from limbeck.problems.networks import MLP
 from limbeck.problems.problem import evaluating
 from limbeck.problems.textured import TEXTURES, WhateverTexture, pictures, textured
 from limbeck.recipes.claims import by, retrained
-from limbeck.recipes.parts import learner, result
+from limbeck.recipes.parts import learner, staged
 from limbeck.rng import Rng
 
 TAP = "blocks.1"
@@ -94,7 +94,7 @@ def recipe(problem: DigitsClassify, steps: int = 500) -> Recipe:
     knows = learner("teacher", CrossEntropy(), steps=steps * 8 // 5, student=large, data=both)
     student = learner("talking-models", CrossEntropy() + talk, steps=steps, **quick)
     return Recipe(
-        stages=(knows, replace(student, teacher=result("teacher"))),
+        stages=(knows, replace(student, teacher=staged("teacher"))),
         paper=Paper("2310.03188", "Zhao et al. 2023"),
         claim=Claim(
             text="digits under textures: a linear probe finds held-out textures in the student's last hidden layer "
