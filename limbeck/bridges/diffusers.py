@@ -106,9 +106,8 @@ class Diffusers(Featured):
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
         inputs = self._inputs(cond, len(x_t))
-        out = self.net(x_t, timestep=self.clock.timestep(t).to(x_t.device, torch.float32), **inputs, return_dict=False)[
-            0
-        ]
+        timestep = self.clock.timestep(t).to(x_t.device, torch.float32)  # half precision would round 999 to 1000
+        out = self.net(x_t, timestep=timestep, **inputs, return_dict=False)[0]
         return self.process.convert(out[:, : x_t.shape[1]], x_t, t, self.clock.form, "x0")
 
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:

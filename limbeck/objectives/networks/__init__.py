@@ -56,15 +56,15 @@ from limbeck.objectives.networks.ranking import PLD, plackett_luce
 from limbeck.objectives.networks.regeneration import MGD
 from limbeck.objectives.networks.relations import CKA, RKD, Relational, angles, cka, relational, relative_distances
 from limbeck.objectives.networks.restoration import BetterViews, Restoration, band, direction
-from limbeck.objectives.networks.selection import ReinforcedSelection, chosen_mean, loss_after, reinforce
-from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
-from limbeck.objectives.networks.similarity import (
+from limbeck.objectives.networks.sample_similarity import (
     ClassSimilarity,
     SampleSimilarity,
     class_gradients,
     cosine_gram,
     gram_gap,
 )
+from limbeck.objectives.networks.selection import ReinforcedSelection, chosen_mean, loss_after, reinforce
+from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
 from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.views import DualView, ThroughTeacher, alternating, direction_error

@@ -4,8 +4,8 @@ The classes are even and odd digits, and nobody says which digit it is. A teache
 student learns from fifty of them, by ten subclasses of which five sum to the teacher's own probability of even.
 
 The gain is over labels. Plain KD to the teacher's two probabilities is as good here, wrong on 3 to 6 % like this, for
-images and their views say enough; the paper's gain over it is on texts. How the paper splits a class by projections is
-not fully stated where we could read it: here it is a softmax of them, see `Subclasses`.
+images and their views say enough; the paper's gain over it is on texts. That a class is split by a softmax of
+projections is a form of our own, see `Subclasses`.
 """
 
 from dataclasses import replace

@@ -31,8 +31,8 @@ def surer_together(trial: Trial) -> float:
     assert isinstance(last, Stage)
     alone = by(ALONE)(last).start(trial.problem, trial.prior, trial.seed)
     student, peer = alone.finish(), alone.result("peer")
-    offline = by(KD(), student=own_network, teacher=lambda problem, prior: peer)
-    others = (student, retrained(trial, offline), retrained(trial, by(Mutual())))
+    offline = [by(KD(temperature=t), student=own_network, teacher=lambda problem, prior: peer) for t in (1.0, 4.0)]
+    others = (student, *(retrained(trial, change) for change in (*offline, by(Mutual()))))
     ours, *theirs = (judge_classifier(net, trial.problem)["nll"] for net in (trial.student, *others))
     return ours / min(theirs)
 
