@@ -1,4 +1,4 @@
-"""Knowledge distillation between two networks beside torchdistill 1.1.5 (https://pypi.org/project/torchdistill, MIT).
+"""Knowledge distillation between two networks beside torchdistill 1.1.5 (MIT).
 
 Both sides have the same pair, batches, losses, weights and fused AdamW, and end with the same parameters, which is
 checked first. Batches are made before, so that no side pays for data. A step of torchdistill is what its examples do:
@@ -31,7 +31,7 @@ import torch
 from _paired import interleaved, peak
 from torch import Tensor, nn
 
-from limbeck import KD, Adam, Drawn, FitNets, Objective, Run, distill, tap
+from limbeck import KD, RKD, Adam, Drawn, FitNets, Objective, Run, distill, tap
 from limbeck.problems.networks import MLP, ConvNet
 from limbeck.rng import Rng, seeded
 
@@ -95,11 +95,13 @@ class Case:
         ours: the objective, given the pair.
         theirs: terms of torchdistill's ``WeightedSumLoss``, given the pair.
         projects: whether the student's feature is projected to the teacher's width.
+        reads: whether features are read as they are.
     """
 
     ours: Callable[[Pair], Objective]
     theirs: Callable[[Pair], dict[str, Any]]
     projects: bool = False
+    reads: bool = False
 
 
 def their_kd(pair: Pair) -> dict[str, Any]:
@@ -121,6 +123,18 @@ def their_fitnets(pair: Pair) -> dict[str, Any]:
     }
 
 
+def their_relations(pair: Pair) -> dict[str, Any]:
+    """KD, and Huber's differences of relative distances in the batch."""
+    paths = {f"{side}_output_path": pair.tap for side in ("student", "teacher")}
+    settings = {**paths, "dist_factor": 1.0, "angle_factor": 0.0, "reduction": "mean"}
+    return {**their_kd(pair), "relations": {"criterion": {"key": "RKDLoss", "kwargs": settings}, "weight": 1.0}}
+
+
+def ours_relations(pair: Pair) -> Objective:
+    """The same; they also count the pairs of an example with itself, which are 0."""
+    return ours_kd(pair) + RKD(pairs={pair.tap: pair.tap}, distance=(pair.batch - 1) / pair.batch, angle=0.0)
+
+
 def ours_kd(pair: Pair) -> Objective:
     return KD(temperature=TEMPERATURE, alpha=ALPHA)
 
@@ -128,8 +142,8 @@ def ours_kd(pair: Pair) -> Objective:
 CASES = {
     "KD": Case(ours_kd, their_kd),
     "KD + FitNets": Case(lambda pair: ours_kd(pair) + FitNets(pairs={pair.tap: pair.tap}), their_fitnets, True),
+    "KD + RKD": Case(ours_relations, their_relations, reads=True),
 }
-"""A relational loss is one more row: our objective, and ``{"criterion": {"key": "RKDLoss", ...}, "weight": 1.0}``."""
 
 
 def ours(pair: Pair, case: Case) -> Run:
@@ -153,9 +167,10 @@ def theirs(pair: Pair, case: Case, start: Run) -> tuple[nn.Module, Callable[[], 
         linear = next(part for part in projectors[0].modules() if isinstance(part, nn.Linear))
         kwargs = {"linear": copy.deepcopy(linear), "path": f"student_model.{pair.tap}"}
         extra = {"auxiliary_model_wrapper": {"key": "Projected", "kwargs": kwargs}}
-    hooked = {"forward_hook": {"input": [], "output": [pair.tap]}} if case.projects else {}
-    mine = (
-        {"forward_hook": {"input": [], "output": [f"student_model.{pair.tap}", "projector"]}} if case.projects else {}
+    own = [f"student_model.{pair.tap}", "projector"] if case.projects else [pair.tap]
+    hooked, mine = (
+        {"forward_hook": {"input": [], "output": names}} if case.projects or case.reads else {}
+        for names in ([pair.tap], own)
     )
     config = {
         "num_epochs": 1,

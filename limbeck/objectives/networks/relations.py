@@ -25,7 +25,7 @@ def relative_distances(x: Tensor) -> Tensor:
     tensor([[0., 1.],
             [1., 0.]])
     """
-    apart = (x[:, None] - x[None]).norm(dim=2)
+    apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # by products, near ones would be lost
     return apart * (len(x) * (len(x) - 1)) / apart.sum().clamp_min(1e-12)
 
 
@@ -60,11 +60,19 @@ def relational(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     >>> relational(x, 2 * x)
     (tensor(0.), tensor(0.))
     """
-    n, other = len(student), teacher.detach()
-    apart = F.smooth_l1_loss(relative_distances(student), relative_distances(other), reduction="none")
-    turned = F.smooth_l1_loss(angles(student), angles(other), reduction="none")
+    return _apart(student, teacher.detach()), _turned(student, teacher.detach())
+
+
+def _apart(student: Tensor, teacher: Tensor) -> Tensor:
+    n = len(student)
+    return F.smooth_l1_loss(relative_distances(student), relative_distances(teacher), reduction="sum") / (n * (n - 1))
+
+
+def _turned(student: Tensor, teacher: Tensor) -> Tensor:
+    n = len(student)
+    turned = F.smooth_l1_loss(angles(student), angles(teacher), reduction="none")
     ends = ~torch.eye(n, dtype=torch.bool, device=student.device)  # cos is 1 at i = k whatever the features
-    return apart.sum() / (n * (n - 1)), (turned * ends).sum() / (n * (n - 1) * (n - 2))
+    return (turned * ends).sum() / (n * (n - 1) * (n - 2))
 
 
 def cka(x: Tensor, y: Tensor) -> Tensor:
@@ -148,8 +156,9 @@ class RKD(Relational):
             raise BadSetting("RKD needs a weight above 0 for distances or angles, got 0 for both.")
 
     def value(self, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
-        apart, turned = relational(*self.rows(student, teacher))
-        return self.distance * apart + self.angle * turned
+        s, t = self.rows(student, teacher)
+        parts = [w * gap(s, t) for w, gap in ((self.distance, _apart), (self.angle, _turned)) if w]
+        return sum(parts[1:], parts[0])
 
 
 @dataclass(frozen=True, kw_only=True)
