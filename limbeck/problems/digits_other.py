@@ -34,9 +34,13 @@ class DigitsOther(Classification):
 
     @cached_property
     def teacher(self) -> nn.Module:
-        """The teacher's network before training: who knows the other digits is made by the recipe."""
+        """The larger network before training: who knows the other digits is made by the recipe."""
         with seeded(self.name):
-            return ConvNet(classes=5, widths=(16, 32, 32))
+            return self.larger()
+
+    def larger(self) -> ConvNet:
+        """An untrained network for who knows the other digits."""
+        return ConvNet(classes=5, widths=(16, 32, 32))
 
     @cached_property
     def source(self) -> Source:

@@ -132,7 +132,7 @@ def recipe(problem: DigitsOther, steps: int = 200) -> Recipe:
     shared = {"steps": steps, "batch": 32}
     return Recipe(
         stages=(
-            learner("teacher", CrossEntropy(), student=lambda problem, prior: problem.teacher, data=others, **shared),
+            learner("teacher", CrossEntropy(), student=lambda problem, prior: problem.larger(), data=others, **shared),
             learner("prototypes", Restoration(), student=lambda problem, prior: Prototypes(), data=features, **shared),
             learner("proc-kd", objective, student=augmented, teacher=teaching, **shared),
         ),

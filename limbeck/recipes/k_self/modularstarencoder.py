@@ -18,6 +18,7 @@ from limbeck.objectives import ExitContrast, cosines
 from limbeck.problems.digits_halves import DigitsHalves, halves
 from limbeck.recipes.claims import by, rerun
 from limbeck.recipes.parts import learner
+from limbeck.rng import seeded
 
 EXITS = ("blocks.1", "blocks.3", "blocks.5")
 
@@ -41,7 +42,8 @@ def read_out(encoder: nn.Module, trial: Trial, name: str) -> nn.Module:
     upto = int(name.removeprefix("blocks.")) + 1
     # blocks are a Sequential, which has slices
     frozen = nn.Sequential(nn.Flatten(), encoder.get_submodule("stem"), encoder.get_submodule("blocks")[:upto])  # type: ignore[index]
-    student = nn.Sequential(frozen.requires_grad_(False), nn.Linear(64, 64))
+    with seeded(trial.seed, "read out"):
+        student = nn.Sequential(frozen.requires_grad_(False), nn.Linear(64, 64))
     adam = Adam(lr=5e-3, schedule=Cosine())
     run = distill(
         None,
