@@ -53,6 +53,12 @@ def clock_of(scheduler: Any) -> Clock:
 
     Raises:
         Incompatible: a scheduler without a table of noise levels that is not one of flow matching either.
+
+    >>> from types import SimpleNamespace
+    >>> known = SimpleNamespace(config={"prediction_type": "epsilon"}, alphas_cumprod=torch.tensor([0.9, 0.5]))
+    >>> clock = clock_of(known)  # a scheduler of diffusers has these two
+    >>> clock.form, clock.timestep(torch.tensor([2.0]))
+    ('eps', tensor([1.]))
     """
     config, name = scheduler.config, type(scheduler).__name__
     said = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else None)

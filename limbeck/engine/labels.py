@@ -197,7 +197,7 @@ class _Shard:
         self.rows = int(known["rows"])
         try:
             with safe_open(path, framework="pt") as file:
-                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, for it has no iterator
         except (OSError, SafetensorError) as error:
             raise BadFile(f"{path} is not a whole safetensors file: {error}.") from None
 
@@ -258,7 +258,24 @@ def reinforce_data(
         seed: of the views.
         rows: of a shard.
 
+    Raises:
+        BadSetting: no copies, classes or rows, a temperature that is not above 0.
+        BadFile: the folder holds labels of other settings.
+        Failed: it cannot be written.
+
     Source: dataset reinforcement, Faghri et al. 2023, arXiv 2303.08983.
+
+    >>> import tempfile
+    >>> from limbeck import CrossEntropy, distill
+    >>> from limbeck.problems.digits import Jitter
+    >>> teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2))
+    >>> x, views = torch.rand(9, 1, 8, 8), Jitter()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     labels = reinforce_data(Path(folder), teacher, x, views, copies=4, k=2)
+    ...     data = Replayed(labels, x, views)  # there is no teacher any more
+    ...     run = distill(None, student, CrossEntropy(), data, steps=1, batch=8)
+    ...     len(labels), sorted(next(iter(run)).losses)
+    (36, ['cross_entropy'])
     """
     in_range("copies", copies, 1)
     in_range("rows", rows, 1)

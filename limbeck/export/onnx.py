@@ -97,6 +97,7 @@ def _traced(net: nn.Module, x: Tree) -> torch.onnx.ONNXProgram:
                 net,
                 kwargs={"x": tree_map(Tensor.cpu, x)},  # a mapping that is the last argument would be taken apart
                 dynamo=True,
+                # a tree of sizes, where `tree_map` promises tensors
                 dynamic_shapes={"x": tree_map(lambda leaf: {0: size}, x)},  # type: ignore[arg-type, return-value]
                 input_names=names,
                 output_names=["logits"],

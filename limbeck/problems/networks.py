@@ -49,11 +49,16 @@ class ResidualMLP(nn.Module):
         h, features = self.inp(x.flatten(1)), {}
         for name, block in zip(self.taps, self.blocks, strict=True):
             h = block(h, emb)
+            emb = self.after(name, h, emb)
             if name in taps:
                 features[name] = h
                 if not out and len(features) == len(taps):
                     return None, features
         return self.out(F.layer_norm(h, h.shape[1:])).reshape(x.shape), features
+
+    def after(self, name: str, h: Tensor, emb: Tensor) -> Tensor:
+        """What modulates the blocks after this one, which has put out h, [B, width] each: the same as before."""
+        return emb
 
 
 class _Block(nn.Module):
@@ -174,7 +179,7 @@ class SelfAttention(nn.MultiheadAttention):
         self.out_proj = other.out_proj
         self.queries, self.keys, self.values = (nn.Identity() for _ in range(3))
 
-    def forward(self, query: Tensor, *_: Tensor, **settings: object) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(self, query: Tensor, *_: Tensor, **settings: object) -> tuple[Tensor, None]:  # type: ignore[override]  # keys are the queries
         """What attention puts out, [B, N, D], and no weights."""
         # places before examples, in the layout of the class above: gradients are its sums in its order
         both = F.linear(query.transpose(0, 1), self.in_proj_weight, self.in_proj_bias)

@@ -1,12 +1,10 @@
 """A denoiser's network that is told what it has seen itself: a feature of its middle conditions all later blocks."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.errors import BadSetting
 from limbeck.problems.networks import ResidualMLP
-from limbeck.tree import Tree
 
 
 class SelfConditioned(ResidualMLP):
@@ -22,6 +20,7 @@ class SelfConditioned(ResidualMLP):
 
     Source: DDAE++, Xiang et al. 2025, arXiv 2505.10999, for the idea; there features of several places are pooled.
 
+    >>> import torch
     >>> net = SelfConditioned(at="block1", shape=(2,), width=16, blocks=4)
     >>> net(torch.randn(3, 2), torch.zeros(3))[0].shape
     torch.Size([3, 2])
@@ -43,22 +42,8 @@ class SelfConditioned(ResidualMLP):
         self.at, self.feed = at, nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.feed.weight)
 
-    def forward(
-        self, x: Tensor, level: Tensor, cond: Tree = None, *, taps: tuple[str, ...] = (), out: bool = True
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        angles = level[:, None] * self.freqs.to(x)  # [B, 16]
-        label = torch.full((len(x),), self.classes, device=x.device) if cond is None else cond
-        emb = F.silu(self.level(torch.cat([angles.cos(), angles.sin()], 1)) + self.label(label))  # [B, width]
-        h, features = self.inp(x.flatten(1)), {}
-        for name, block in zip(self.taps, self.blocks, strict=True):
-            h = block(h, emb)
-            if name == self.at:
-                emb = emb + self.feed(F.layer_norm(h, h.shape[1:]))
-            if name in taps:
-                features[name] = h
-                if not out and len(features) == len(taps):
-                    return None, features
-        return self.out(F.layer_norm(h, h.shape[1:])).reshape(x.shape), features
+    def after(self, name: str, h: Tensor, emb: Tensor) -> Tensor:
+        return emb + self.feed(F.layer_norm(h, h.shape[1:])) if name == self.at else emb
 
 
 __all__ = ["SelfConditioned"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limbeck.errors import in_range
 from limbeck.students.slimmable import Layer, Slimmable
 
 
@@ -19,13 +20,17 @@ def ranked(net: Slimmable, scores: Sequence[Tensor]) -> Slimmable:
         net: whose last layer keeps its order.
         scores: of the channels of each layer but the last, [C] each.
 
+    Raises:
+        BadSetting: another number of scores.
+
     >>> from torch import nn
     >>> net = Slimmable(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> bool((ranked(net, [torch.arange(8.0)]).weighted[0].weight == net.weighted[0].weight.flip(0)).all())
     True
     """
     made = copy.deepcopy(net)
-    for (one, two), score in zip(pairwise(made.weighted), scores, strict=False):
+    in_range("the number of layers with scores", len(scores), hidden := len(made.weighted) - 1, hidden)
+    for (one, two), score in zip(pairwise(made.weighted), scores, strict=True):
         order = score.argsort(descending=True, stable=True)
         one.weight.copy_(one.weight[order])
         if one.bias is not None:
@@ -60,7 +65,7 @@ def taylor_scores(net: Slimmable, x: Tensor, y: Tensor) -> list[Tensor]:
             x = x if x.requires_grad else x.requires_grad_()
             seen.append(x)
     grads = torch.autograd.grad(F.cross_entropy(x, y, reduction="sum"), seen[:-1])
-    moved = ((a * g).detach() for a, g in zip(seen, grads, strict=False))
+    moved = ((a * g).detach() for a, g in zip(seen[:-1], grads, strict=True))
     return [part.reshape(*part.shape[:2], -1).sum(2).abs().sum(0) for part in moved]
 
 

@@ -99,7 +99,7 @@ class Slimmable(Elastic):
         in_range("the number of shares of channels", len(given), self.cuts, self.cuts)
         for share in given:
             in_range("a share of channels", share, 0, 1)
-        narrow = [max(1, round(share * n)) for share, n in zip(given, wide, strict=False)]
+        narrow = [max(1, round(share * n)) for share, n in zip(given, wide[: self.cuts], strict=True)]
         return narrow + wide[self.cuts :]
 
     def forward(self, x: Tensor, shares: Shares | None = None) -> Tensor:
@@ -114,7 +114,7 @@ class Slimmable(Elastic):
         """The narrow network by itself, with weights of its own."""
         weighted, kept = self.weighted, self.kept(shares)
         inputs = [weighted[0].weight.shape[1]]
-        for (one, two), k in zip(pairwise(weighted), kept, strict=False):
+        for (one, two), k in zip(pairwise(weighted), kept[:-1], strict=True):
             inputs.append(two.weight.shape[1] // len(one.weight) * k)  # a flattened map has places of each channel
         made = {id(old): _cut_out(old, n, k) for old, n, k in zip(weighted, inputs, kept, strict=True)}
         return nn.Sequential(*(made.get(id(layer)) or copy.deepcopy(layer) for layer in self.layers))

@@ -265,3 +265,10 @@ def test_widths_keep_the_budget_and_the_preference(budget: float, preference: tu
     )
     with pytest.raises(BadSetting, match="a budget must be"):
         configured(net, x, 0.01, preference)
+
+
+def test_channels_are_ranked_by_a_score_of_each_hidden_layer() -> None:
+    net = Slimmable(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    for scores in ([], [torch.arange(8.0)] * 2):
+        with pytest.raises(BadSetting, match="the number of layers with scores must be between 1 and 1"):
+            ranked(net, scores)

@@ -13,6 +13,7 @@ from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible, above_zero, in_range
 from limbeck.objectives.networks.contrast import info_nce, pairs_of
 from limbeck.objectives.networks.logits import logits, wide
+from limbeck.objectives.networks.online import need_peer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,7 @@ class MultiMode(Objective):
             raise BadSetting("the peer needs a name of its own, got 'student'.")
 
     def check(self, cast: Cast) -> None:
-        if self.peer not in cast.students:
-            fit = f'student={{"student": ..., "{self.peer}": ...}}'
-            raise Incompatible(type(self).__name__, need=f"a second student {self.peer!r}", got="none", fit=fit)
-        for who in ("student", self.peer):
-            cast.need_network(who, by=self)
+        need_peer(cast, self.peer, by=self)
         cast.need_fields("x", "pair", by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:

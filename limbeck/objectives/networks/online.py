@@ -13,6 +13,15 @@ from limbeck.errors import BadSetting, Incompatible, above_zero, in_range
 from limbeck.objectives.networks.logits import both_logits, from_zero, soft_kl, weighed, wide
 
 
+def need_peer(cast: Cast, peer: str, by: object) -> None:
+    """Raises `Incompatible` unless there is a second student of this name, and both map inputs to outputs."""
+    if peer not in cast.students:
+        fit = f'student={{"student": ..., "{peer}": ...}}'
+        raise Incompatible(type(by).__name__, need=f"a second student {peer!r}", got="none", fit=fit)
+    for who in ("student", peer):
+        cast.need_network(who, by=by)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Online(Objective):
     """Cross-entropy for both of two students, and what each loses by the other, which does not move by it.
@@ -35,11 +44,7 @@ class Online(Objective):
         """What the student ``who`` loses by the other, [B], by logits of both, [B, C]; the other's are fixed."""
 
     def check(self, cast: Cast) -> None:
-        if self.peer not in cast.students:
-            fit = f'student={{"student": ..., "{self.peer}": ...}}'
-            raise Incompatible(type(self).__name__, need=f"a second student {self.peer!r}", got="none", fit=fit)
-        for who in ("student", self.peer):
-            cast.need_network(who, by=self)
+        need_peer(cast, self.peer, by=self)
         cast.need_fields("x", "y", by=self)
 
     def terms(self, cast: Cast) -> tuple[Term, ...]:
