@@ -1,24 +1,15 @@
 """An adversary on outputs: what tells the student's predictions from the teacher's."""
 
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from limbeck.engine.objective import Loss, Term
 from limbeck.engine.roles import Cast
-from limbeck.engine.tick import Tick, same_buffers
+from limbeck.engine.tick import Tick
 from limbeck.errors import in_range
 from limbeck.objectives.adversary import AdversarialLoss, NonSaturating, summed
 from limbeck.objectives.networks.logits import Between, both_logits
-
-
-@contextmanager
-def resting(tick: Tick, who: str) -> Generator[None]:
-    """Inside, a role that nothing trains in this tick keeps its running statistics, whatever it is asked."""
-    with same_buffers(tick.cast.roles[who].buffers) if who not in tick.due else nullcontext():
-        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +48,7 @@ class OutputGAN(Between):
         judge = cast.role(role, lambda: self._network(cast), spec=self).module
 
         def judged(tick: Tick) -> tuple[Tensor, Tensor]:
-            with resting(tick, self.student):
-                made = both_logits(tick, self, self.student, self.teacher)
-            fake, real = (judge(z.log_softmax(-1)) for z in made)
+            fake, real = (judge(z.log_softmax(-1)) for z in both_logits(tick, self, self.student, self.teacher))
             return fake, real
 
         def student(tick: Tick) -> Loss:
@@ -84,4 +73,4 @@ class OutputGAN(Between):
         return nn.Sequential(*layers).to(next(cast.module(self.student).parameters()))
 
 
-__all__ = ["OutputGAN", "resting"]
+__all__ = ["OutputGAN"]

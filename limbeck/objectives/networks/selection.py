@@ -10,7 +10,6 @@ from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.roles import Cast
 from limbeck.engine.tick import Tick
 from limbeck.errors import BadSetting, Incompatible, above_zero, in_range
-from limbeck.objectives.networks.adversary import resting
 from limbeck.objectives.networks.logits import hard_labels, logits, soft_kl
 
 
@@ -132,8 +131,7 @@ class ReinforcedSelection(Objective):
             return Loss((1 - self.alpha) * hard + self.alpha * soft)
 
         def chooser(tick: Tick) -> Loss:
-            with resting(tick, self.student):
-                s, known = self._asked(tick)
+            s, known = self._asked(tick)
             chosen = self._chosen(tick, policy, s, known)
             targets = (self._target(known, who) for who in (chosen, torch.ones_like(chosen)))
             y, how = hard_labels(tick.batch, by=self), {"step": self.step, "temperature": self.temperature}
