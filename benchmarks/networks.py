@@ -10,7 +10,9 @@ gradients, which is how it finds what is not finite. Four things are measured, o
 - rest: what a step takes beyond its passes and updates (the teacher forward, the student forward and backward, and
   AdamW), for losses, hooks and bookkeeping; medians of each, and ours over theirs; where networks are small, for beside
   large ones it is less than what their times vary by;
-- taps: forward and backward with a tap, over a model edited by hand to return that feature.
+- taps: forward and backward with a tap, over a model edited by hand to return that feature;
+- floor: the rest of a loop that somebody would write by hand for KD alone, with the loss as a number, and with norms of
+  gradients too, as ours has them: what no library of such steps is below.
 
 torchdistill wants torchvision, of which it needs nothing here: a stand-in takes its place. In an environment that has
 Limbeck: ``pip install --no-deps torchdistill==1.1.5 pyyaml``.
@@ -30,6 +32,7 @@ from typing import Any
 import torch
 from _paired import interleaved, peak
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limbeck import KD, RKD, Adam, Drawn, FitNets, Objective, Run, distill, tap
 from limbeck.problems.networks import MLP, ConvNet
@@ -210,6 +213,30 @@ def bare(pair: Pair) -> Callable[[], None]:
     return step
 
 
+def by_hand(pair: Pair, *, norms: bool) -> Callable[[], float]:
+    """KD as a loop of its own, with or without a look at the gradient's norm."""
+    teacher, student = pair.networks()
+    params = [*student.parameters()]
+    optim = torch.optim.AdamW(params, LR, weight_decay=0.0, fused=True)
+    turn, batches = iter(k % 4 for k in range(10**9)), pair.batches()
+
+    def step() -> float:
+        x, y = batches[next(turn)]
+        with torch.no_grad():
+            known = F.log_softmax(teacher(x) / TEMPERATURE, 1)
+        z = student(x)
+        soft = F.kl_div(F.log_softmax(z / TEMPERATURE, 1), known, reduction="batchmean", log_target=True)
+        loss = ALPHA * TEMPERATURE**2 * soft + (1 - ALPHA) * F.cross_entropy(z, y)
+        loss.backward()
+        if norms:
+            nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]).item()
+        optim.step()
+        optim.zero_grad()
+        return loss.item()
+
+    return step
+
+
 class Edited(nn.Module):
     """A student that returns its feature with its logits, as somebody would change it by hand."""
 
@@ -344,6 +371,14 @@ def compare(pair: Pair, case: Case) -> str:
     return figures if pair.inner == 1 else f"{figures}{rest[0]:8.2f}{rest[1]:8.2f}{verdict('rest', rest[0] / rest[1])}"
 
 
+def floor(pair: Pair) -> str:
+    """Milliseconds beyond passes and updates of loops by hand."""
+    works = [times(work, pair.inner) for work in (by_hand(pair, norms=False), by_hand(pair, norms=True), bare(pair))]
+    rows = interleaved(*works, rounds=pair.rounds)
+    plain, looked = (1e3 * statistics.median(row[k] - row[2] for row in rows) / pair.inner for k in (0, 1))
+    return f"{plain:.2f} ms by hand, {looked:.2f} ms with norms of gradients"
+
+
 def main() -> None:
     """Prints the comparison."""
     torch.set_num_threads(1)
@@ -352,6 +387,7 @@ def main() -> None:
         for size, pair in PAIRS.items():
             for name, case in CASES.items():
                 print(f"{size:6} {name:15} {compare(pair, case)}", flush=True)
+    print(f"small  floor of the rest of KD: {floor(PAIRS['small'])}")
     for size, pair in PAIRS.items():
         rows = interleaved(*(times(work, pair.inner) for work in tapped(pair)), rounds=2 * pair.rounds)
         print(f"{size:6} tap over edited model: {verdict('taps', statistics.median(a / b for a, b in rows))}")

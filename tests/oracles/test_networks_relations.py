@@ -158,6 +158,19 @@ def test_relations_do_not_know_similarities_of_space(seed: int) -> None:
     assert corner[0, 1, 2].item() == pytest.approx(3 / 5) and corner[2, 0, 1].item() == pytest.approx(4 / 5)
 
 
+@seeds
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_gradients_of_distances_are_those_of_their_definition(seed: int, offset: float) -> None:
+    x, w = features(seed, (5, 3), (5, 5))
+
+    def by_hand(x: Tensor) -> Tensor:
+        apart = torch.stack([torch.stack([((a - b) ** 2).sum().clamp_min(1e-30).sqrt() for b in x]) for a in x])
+        return (apart / (apart.sum() / 20) * w).sum()
+
+    (mine,), (known,) = (gradient(f, x + offset) for f in (lambda x: (relative_distances(x) * w).sum(), by_hand))
+    close(mine, known, 1e-9)
+
+
 def test_relations_of_equal_examples_have_finite_gradients() -> None:
     x = torch.ones(4, 3, dtype=F64)
     other = features(0, (4, 3))[0]

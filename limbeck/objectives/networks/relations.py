@@ -1,7 +1,7 @@
 """Relations of examples: distances, angles and similarities within a batch, which features of any widths have."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,11 +25,30 @@ def relative_distances(x: Tensor) -> Tensor:
     tensor([[0., 1.],
             [1., 0.]])
     """
-    centred = x - x.mean(0)  # products of small numbers lose less of a difference
-    gram = centred @ centred.mT
-    size, others = gram.diagonal(), ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    apart = (size[:, None] + size - 2 * gram).clamp_min(1e-12).sqrt() * others
-    return apart * (len(x) * (len(x) - 1)) / apart.sum().clamp_min(1e-12)
+    apart = _Distances.apply(x)
+    return apart * (len(x) * (len(x) - 1) / apart.sum().clamp_min(1e-12))
+
+
+class _Distances(torch.autograd.Function):
+    """‖x_i − x_j‖ by products; x and the distances are all that is held for its gradient Σ_j w_ij·(x_i − x_j)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        centred = x - x.mean(0)  # products of small numbers lose less of a difference
+        gram = centred @ centred.mT
+        size = gram.diagonal().clone()
+        apart = gram.mul_(-2).add_(size).add_(size[:, None]).clamp_min_(1e-12).sqrt_().fill_diagonal_(0)
+        ctx.save_for_backward(x, apart)
+        return apart
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, apart = ctx.saved_tensors
+        weight = grads[0] / apart.masked_fill(apart <= 1e-6, torch.inf)  # of two that are one: 0
+        weight = weight + weight.mT
+        centred = x - x.mean(0)
+        pulled = weight @ centred
+        return centred.mul_(weight.sum(1, keepdim=True)).sub_(pulled)
 
 
 def angles(x: Tensor) -> Tensor:
