@@ -40,7 +40,7 @@ def unrolled(c: Tensor, b: Tensor, x: Tensor, decay: Tensor) -> Tensor:
     >>> unrolled(one, one, one, torch.tensor([[[1.0, 0.5, 0.5]]])).flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    total = decay.log().cumsum(2)
+    total = decay.clamp_min(torch.finfo(decay.dtype).tiny).log().cumsum(2)  # ln 0 less ln 0 is no number
     mask = torch.ones(x.shape[2], x.shape[2], dtype=torch.bool, device=x.device).tril()
     weight = (total[..., :, None] - total[..., None, :]).masked_fill(~mask, -torch.inf).exp()
     return (weight * (c @ b.transpose(-1, -2))) @ x

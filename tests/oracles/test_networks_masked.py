@@ -87,6 +87,7 @@ def test_the_error_counts_where_it_is_hidden(seed: int) -> None:
     out[hidden == 0] = 99.0
     changed = target.clone()
     changed[hidden == 0] = -99.0
+    close(filled_in(out, target, 0 * hidden), torch.zeros(len(out), dtype=out.dtype))
     close(filled_in(out, changed, hidden), filled_in(torch.where(hidden[..., None] == 1, out, target), target, hidden))
 
 

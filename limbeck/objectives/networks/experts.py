@@ -118,7 +118,7 @@ class ExpertGates(OnExperts):
     def value(self, layer: AdditiveExperts, x: Tensor, out: Tensor, tick: Tick) -> Tensor:
         choice = layer.choice(x)
         made, out = wide(mixed(layer.partial(x), choice)), wide(out)
-        error = ((made - out) ** 2).mean() / (out**2).mean()
+        error = ((made - out) ** 2).mean() / (out**2).mean().clamp_min(1e-12)
         return error + self.weight * (layer.used(choice).mean() - self.budget) ** 2
 
 

@@ -15,7 +15,7 @@ from limbeck.objectives.networks.projectors import Projection, Projector
 
 
 def filled_in(out: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """Σ_n h_n·mean (x̂_n − x_n)²/Σ_n h_n: the error where patches are hidden, [B].
+    """Σ_n h_n·mean (x̂_n − x_n)²/Σ_n h_n: the error where patches are hidden, [B]; 0 where none is.
 
     Args:
         out: x̂, [B, N, P], or [B, N] where P is 1.
@@ -29,7 +29,7 @@ def filled_in(out: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     tensor([4.])
     """
     each = (out - target).square().reshape(*hidden.shape, -1).mean(2)
-    return (each * hidden).sum(1) / hidden.sum(1)
+    return (each * hidden).sum(1) / hidden.sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True, kw_only=True)
