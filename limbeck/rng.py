@@ -1,9 +1,8 @@
 """Random numbers with a name: a draw depends on its seed and name alone, never on what was drawn before it."""
 
 import hashlib
-from collections.abc import Generator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -49,9 +48,13 @@ class Rng:
         total: int | None = None,
         device: torch.device | str = "cpu",
     ):
-        seed = seed if isinstance(seed, int) else seed_of(*seed)
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.seed = seed if isinstance(seed, int) else seed_of(*seed)
         self.part, self.total, self.device = part, total, torch.device(device)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Where the numbers come from."""
+        return torch.Generator(self.device).manual_seed(self.seed)
 
     def _count(self, n: int) -> int:
         if self.part is None:
@@ -82,8 +85,7 @@ class Rng:
         return int(torch.randint(high, (), generator=self.generator, device=self.device))
 
 
-@contextmanager
-def seeded(*names: object) -> Generator[None]:
+class seeded(AbstractContextManager[None]):
     """Seeds torch's global generators inside the block (dropout, initialisation) and restores them after it.
 
     >>> before = torch.get_rng_state()
@@ -93,13 +95,17 @@ def seeded(*names: object) -> Generator[None]:
     >>> bool((torch.get_rng_state() == before).all())
     True
     """
-    seed, states = seed_of(*names), [generator.get_state() for generator in _generators()]
-    try:
+
+    def __init__(self, *names: object):
+        self.seed = seed_of(*names)
+
+    def __enter__(self) -> None:
+        self.states = [generator.get_state() for generator in _generators()]
         for generator in _generators():
-            generator.manual_seed(seed)
-        yield
-    finally:
-        for generator, state in zip(_generators(), states, strict=True):
+            generator.manual_seed(self.seed)
+
+    def __exit__(self, *error: object) -> None:
+        for generator, state in zip(_generators(), self.states, strict=True):
             generator.set_state(state)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -308,17 +308,10 @@ class Cast:
         # what ``make`` made the first time, of its type
         return self.kept[name]  # type: ignore[return-value]
 
-    @contextmanager
-    def training(self, names: tuple[str, ...]) -> Generator[None]:
+    def training(self, names: tuple[str, ...]) -> AbstractContextManager[None]:
         """Inside, the parameters of these roles want gradients and no others do."""
         changed = [role for name, role in self.roles.items() if role.learns != (name in names)]
-        for role in changed:
-            role.learn(not role.learns)
-        try:
-            yield
-        finally:
-            for role in changed:
-                role.learn(not role.learns)
+        return _turned(changed) if changed else nullcontext()
 
     def tensors(self) -> Iterator[Tensor]:
         """All parameters, buffers and kept tensors of everyone, in one order."""
@@ -358,6 +351,18 @@ _EXAMPLES = {
     "Student": "Particles or OneStep",
     "FewStep": "OneStep or FewStep",
 }
+
+
+@contextmanager
+def _turned(roles: list[Role]) -> Generator[None]:
+    """Inside, those of the roles that learned do not, and the others do."""
+    for role in roles:
+        role.learn(not role.learns)
+    try:
+        yield
+    finally:
+        for role in roles:
+            role.learn(not role.learns)
 
 
 def _a(kind: type) -> str:

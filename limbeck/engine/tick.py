@@ -1,7 +1,7 @@
 """One micro-batch of one tick, as a loss sees it: batch, named random numbers, and passes that are made once."""
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -301,12 +301,16 @@ class Cut:
             leaf.grad = None
 
 
-@contextmanager
-def same_buffers(buffers: Sequence[Tensor]) -> Generator[list[tuple[Tensor, Tensor]]]:
+def same_buffers(buffers: Sequence[Tensor]) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
     """Inside, a pass may change these buffers (running statistics); after it they are as before.
 
     What the pass made of each is then in the list that is given.
     """
+    return _put_back(buffers) if buffers else nullcontext([])
+
+
+@contextmanager
+def _put_back(buffers: Sequence[Tensor]) -> Generator[list[tuple[Tensor, Tensor]]]:
     before, after = [buffer.clone() for buffer in buffers], list[tuple[Tensor, Tensor]]()
     try:
         yield after
