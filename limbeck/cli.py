@@ -15,6 +15,7 @@ from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
 Format = Literal["safetensors", "onnx", "diffusers"]
+Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Distill:
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
     out: Annotated[Path | None, arg(help="the run's folder; runs/SYSTEM-PROBLEM by default")] = None
     resume: Annotated[bool, arg(help="go on with the run in the folder")] = False
+    track: Annotated[Track | None, arg(help="where to show it; TensorBoard by default where that is installed")] = None
 
     def run(self, settings: dict[str, str]) -> int:
         if not self.system.endswith(".json"):
@@ -70,7 +72,8 @@ class Distill:
 
         if self.steps is not None:
             settings = {"steps": str(self.steps), **settings}
-        return distill(self.system, self.on, settings, self.checkpoint_every, self.seed, self.out, self.resume)
+        where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track)
+        return distill(self.system, self.on, settings, *where)
 
 
 @dataclass(frozen=True)
