@@ -1,14 +1,10 @@
 """Timings side by side: two pieces of work in turn, compared pair by pair, on one thread."""
 
-import gc
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -56,47 +52,3 @@ def flops(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
-
-
-def peak(work: Callable[[], object]) -> int:
-    """The most bytes that tensors held at one moment of the work, those that were there before it included.
-
-    Counted from the storages that live, so that neither an allocator's habits nor other processes disturb it.
-    """
-    tracker = _Held()
-    with tracker:
-        work()
-    return tracker.most
-
-
-class _Held(TorchDispatchMode):
-    """Counts the bytes of storages from their first appearance until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known: set[int] = set()
-        gc.collect()
-        for item in gc.get_objects():
-            if isinstance(item, torch.Tensor):
-                self._see(item)
-
-    def _see(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self._see, out)
-        return out

@@ -30,11 +30,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from _paired import interleaved, peak
+from _paired import interleaved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck import KD, RKD, Adam, Drawn, FitNets, Objective, Run, distill, tap
+from limbeck.evaluate.memory import peak
 from limbeck.problems.networks import MLP, ConvNet
 from limbeck.rng import Rng, seeded
 

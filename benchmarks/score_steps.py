@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 
 import torch
-from _paired import flops, paired, peak
+from _paired import flops, paired
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +33,7 @@ from limbeck import (
     low_rank,
 )
 from limbeck.diffusion.process import like
+from limbeck.evaluate.memory import peak
 from limbeck.objectives.adversarial import Heads
 from limbeck.problems.digits import Digits, split
 from limbeck.problems.networks import ResidualMLP

@@ -15,6 +15,7 @@ from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
 Format = Literal["safetensors", "onnx", "diffusers"]
+Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Distill:
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
     out: Annotated[Path | None, arg(help="the run's folder; runs/SYSTEM-PROBLEM by default")] = None
     resume: Annotated[bool, arg(help="go on with the run in the folder")] = False
+    track: Annotated[Track | None, arg(help="where to show it; TensorBoard by default where that is installed")] = None
 
     def run(self, settings: dict[str, str]) -> int:
         if not self.system.endswith(".json"):
@@ -70,7 +72,8 @@ class Distill:
 
         if self.steps is not None:
             settings = {"steps": str(self.steps), **settings}
-        return distill(self.system, self.on, settings, self.checkpoint_every, self.seed, self.out, self.resume)
+        where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track)
+        return distill(self.system, self.on, settings, *where)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,29 @@ class Compare:
         name = "-".join(["compare", *([self.family] if self.family else []), Path(self.on).stem])
         unmade = [system.id for system in family if system.id not in systems]
         return compare(systems, unmade, self.on, settings, self.seed, self.out or Path("runs") / name, self.json)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would need: memory, exchange, operations and time of a device. Any setting may follow."""
+
+    system: Annotated[Positional[str], arg(help="a system's id, or a Python file with a recipe")]
+    on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a pipeline's folder")] = None
+    steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
+    gpus: Annotated[int, arg(help="so many devices, one process each")] = 1
+    tflops: Annotated[float | None, arg(help="10¹² operations a second of a device; else measured here")] = None
+    gbps: Annotated[float | None, arg(help="10⁹ bits a second between devices")] = None
+    json: Annotated[bool, arg(help="print an object")] = False
+
+    def run(self, settings: dict[str, str]) -> int:
+        catalogue.find_recipe(self.system)
+        if self.on is None:
+            raise BadSetting(f"plan needs a problem: --on {' or --on '.join(catalogue.problems())}.")
+        catalogue.find_problem(self.on)
+        from limbeck.plan import command
+
+        settings = settings if self.steps is None else {"steps": str(self.steps), **settings}
+        return command(self.system, self.on, settings, self.gpus, self.tflops, self.gbps, self.json)
 
 
 @dataclass(frozen=True)
@@ -179,13 +205,14 @@ Command = (
     | Annotated[Show, subcommand("show")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Export, subcommand("export")]
 )
 
-COMMANDS = ("systems", "show", "distill", "compare", "verify", "sample", "evaluate", "export")
+COMMANDS = ("systems", "show", "distill", "compare", "plan", "verify", "sample", "evaluate", "export")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -215,14 +242,18 @@ def _main(argv: list[str]) -> int:
     about = "Distil a diffusion model, a network or a data set into a small one."
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise BadSetting(f"there is no command {argv[0]!r}{catalogue.hint(argv[0], COMMANDS)}")
-    if argv and argv[0] in ("distill", "compare"):  # what this parser does not know may be a setting of the recipe
+    if argv and argv[0] in (
+        "distill",
+        "compare",
+        "plan",
+    ):  # what this parser does not know may be a setting of the recipe
         command, rest = tyro.cli(
             Command, prog="limbeck", description=about, args=argv, config=markers, return_unknown_args=True
         )  # type: ignore[call-overload]
-        assert isinstance(command, Distill | Compare)
+        assert isinstance(command, Distill | Compare | Plan)
         return command.run(_settings(rest))
     command = tyro.cli(Command, prog="limbeck", description=about, args=argv, config=markers)  # type: ignore[call-overload]
-    assert not isinstance(command, Distill | Compare)
+    assert not isinstance(command, Distill | Compare | Plan)
     return command.run()
 
 

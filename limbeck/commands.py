@@ -38,6 +38,7 @@ from limbeck.evaluate.report import About, beside, number, reporting, write_repo
 from limbeck.export import to_onnx
 from limbeck.problems.problem import Classification, Generative, Problem
 from limbeck.students import FewStep
+from limbeck.trackers import Name, Tracking, choose, tracking
 
 console = Console(highlight=False, markup=False)
 
@@ -86,12 +87,14 @@ def distill(
     seed: int | None,
     out: Path | None,
     resume: bool,
+    track: Name | None = None,
 ) -> int:
     """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
     record, where = _start(system, on, values, seed, out, resume)
+    track = choose(track, where)
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record)
     watch = moments(problem, where, say) if leads() else unseen
@@ -108,11 +111,20 @@ def distill(
         return 0 if session.finished else 130
     about = _about(record, recipe, problem)
     _write_record(where, record)
-    with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
-        _follow(session, report)
-    if not session.finished:
-        say(f"interrupted; go on with --out {where} --resume")
-        return 130
+    with tracking(track, session, record["settings"], say) as tracked:
+        with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
+            _follow(session, report, tracked)
+        if not session.finished:
+            say(f"interrupted; go on with --out {where} --resume")
+            return 130
+        _judge(session, about, tracked)
+    say(f"run: {where}")
+    return 0
+
+
+def _judge(session: Session, about: About, tracked: Tracking) -> None:
+    """Prints, shows and keeps how good a finished result is."""
+    where, problem = session.folder, session.problem
     try:
         figures = comparison.evaluate(session.student, problem)
     except LimbeckError as error:
@@ -122,9 +134,8 @@ def distill(
         (where / "result.json").write_text(to_json(figures))
         if isinstance(problem, Generative):
             side_by_side(session.student, problem, where / "samples" / "final.png")
+        tracked.figures(figures)
         write_report(where, about, "finished")
-    say(f"run: {where}")
-    return 0
 
 
 def unseen(stage: int, i: int, student: nn.Module) -> None:
@@ -216,7 +227,7 @@ def stop_on_signals(session: Session) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _follow(session: Session, report: Callable[[], None]) -> None:
+def _follow(session: Session, report: Callable[[], None], tracked: Tracking) -> None:
     """Progress with rate, remaining time and live metrics; a line now and then where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
@@ -234,6 +245,7 @@ def _follow(session: Session, report: Callable[[], None]) -> None:
             if stage is not current:
                 current, means, began, first = stage, {}, time.monotonic(), step.i - 1
                 task = progress.add_task(stage.name, total=stage.steps, completed=first, metrics="")
+            tracked.step(stage, step)
             for name, value in step.losses.items():
                 means[name] = value if name not in means else 0.98 * means[name] + 0.02 * value
             skipped += len(step.skipped)

@@ -21,8 +21,12 @@ from limbeck.errors import BadFile, BadSetting, Incompatible, LimbeckError, in_r
 from limbeck.problems.problem import Problem
 
 
-def load_problem(name: str) -> Problem:
+def load_problem(name: str, *, weights: bool = True) -> Problem:
     """A built-in problem by name, what a user's file makes with its function ``problem()``, or a pipeline's folder.
+
+    Args:
+        name: of the problem, or a path.
+        weights: whether a pipeline's are read; else its networks are on the meta device.
 
     Raises:
         BadSetting, BadFile: no such problem, or a file that makes none.
@@ -34,7 +38,7 @@ def load_problem(name: str) -> Problem:
     if path.is_dir():
         from limbeck.bridges import Pipeline
 
-        return Pipeline(path)
+        return Pipeline(path, weights=weights)
     problem = call(path, function(path, "problem"))
     if not isinstance(problem, Problem):
         raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")

@@ -127,8 +127,12 @@ class Diffusers(Featured):
         return dict(cond) if isinstance(cond, Mapping) else {"class_labels": cond}
 
 
-def read_pipeline(folder: str | Path) -> Diffusers:
+def read_pipeline(folder: str | Path, *, weights: bool = True) -> Diffusers:
     """The denoiser of a pipeline's folder; weights are read from safetensors alone.
+
+    Args:
+        folder: of the pipeline.
+        weights: whether they are read; else the network is made from its configuration, on the meta device.
 
     Raises:
         Incompatible: diffusers is missing, no denoiser that is known, a scheduler that is no noise process of ours.
@@ -136,7 +140,12 @@ def read_pipeline(folder: str | Path) -> Diffusers:
     """
     library, index, place = _diffusers(), _index(folder), _place(folder)
     try:
-        net = _kind(library, index[place][1]).from_pretrained(folder, subfolder=place, use_safetensors=True)
+        kind = _kind(library, index[place][1])
+        if weights:
+            net = kind.from_pretrained(folder, subfolder=place, use_safetensors=True)
+        else:
+            with torch.device("meta"):
+                net = kind.from_config(kind.load_config(folder, subfolder=place))
         scheduler = _kind(library, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{folder} is not a whole pipeline: {' '.join(str(error).split())[:200]}.") from error

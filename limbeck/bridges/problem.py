@@ -28,6 +28,7 @@ class Pipeline(Generative):
 
     Args:
         folder: of the pipeline.
+        weights: whether they are read; else the network is on the meta device.
 
     Raises:
         Incompatible: diffusers is missing, a network that wants inputs, or a process that is no table.
@@ -36,9 +37,9 @@ class Pipeline(Generative):
 
     judged = 512
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, weights: bool = True):
         self.folder, self.name = Path(folder), Path(folder).name
-        self.network_read: Diffusers = read_pipeline(folder)
+        self.network_read: Diffusers = read_pipeline(folder, weights=weights)
         config: Any = self.network_read.net.config
         if not (kind := type(self.network_read.net).__name__).startswith("UNet2DModel"):
             fit = "Diffusers and distill(), with conditions of your own"

@@ -17,7 +17,9 @@ from typing import Any, Literal
 from limbeck.cli import main
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["limbeck.commands", "torch._dynamo"])  # optimisers import the latter, for seconds
+FORKS.set_forkserver_preload(
+    ["limbeck.commands", "torch._dynamo", "torch.utils.tensorboard"]
+)  # optimisers import the second, for seconds
 HERE = Path(__file__).parent
 QUICK, STAGES = str(HERE / "quick.py"), str(HERE / "stages.py")
 SECONDS = 60

@@ -1,0 +1,104 @@
+"""A run without values: its ticks go through the same loop and compute shapes alone, so any size can be planned."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from limbeck.engine.loop import Run
+
+READS = torch.ops.aten._local_scalar_dense.default
+CHOICE = torch.ops.aten.randint.generator  # of a number below its first argument
+
+
+@contextmanager
+def hollow(run: Run) -> Generator["Reads"]:
+    """Inside, the tensors of a run have shapes and no values; after it, they are as before, without moments.
+
+    Parameters on the meta device count as the processor's, so that a network can be planned whose weights nobody has.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes: dict[int, tuple[Tensor, Tensor]] = {}
+    changed = [_swap(module, mode, fakes) for module in _modules(run)]
+    kept = dict(run.cast.kept)
+    run.cast.kept.update({name: _fake(x, mode, fakes) for name, x in kept.items() if isinstance(x, Tensor)})
+    device, run.device = run.device, torch.device("cpu")
+    _bind(run)
+    fakes.clear()  # nothing but the run holds them
+    reads = Reads()
+    try:
+        with mode, reads:
+            yield reads
+    finally:
+        for owner, name, value in (one for part in changed for one in part):
+            owner[name] = value
+        run.cast.kept.update(kept)
+        run.device = device
+        _bind(run)
+
+
+class Reads(TorchDispatchMode):
+    """What a program reads out of tensors without values: one number drawn at random is drawn, any other is made up.
+
+    Attributes:
+        drawn: whether some number was drawn, so that another tick may take another way.
+    """
+
+    drawn = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is READS and isinstance(args[0], FakeTensor) and args[0].constant is None:
+            kind = args[0].dtype
+            return kind == torch.bool or (1.0 if kind.is_floating_point else 0)
+        out: Any = func(*args, **kwargs)
+        if kwargs.get("generator") is not None and isinstance(out, FakeTensor) and prod(out.shape) == 1:
+            with _disable_current_modes():
+                out.constant = func(*args, **kwargs)
+            self.drawn |= func is not CHOICE or args[0] > 1
+        return out
+
+
+def _modules(run: Run) -> list[nn.Module]:
+    cast = run.cast
+    kept = [value for value in cast.kept.values() if isinstance(value, nn.Module)]
+    learners = [one.module for one in (*cast.roles.values(), *cast.targets.values())]
+    return [*cast.teachers.values(), *learners, *kept]
+
+
+def _bind(run: Run) -> None:
+    for one in (*run.cast.roles.values(), *run.cast.targets.values()):
+        one.bind()
+
+
+def _swap(
+    module: nn.Module, mode: FakeTensorMode, fakes: dict[int, tuple[Tensor, Tensor]]
+) -> list[tuple[Any, str, Tensor]]:
+    """Puts tensors without values into a module; returns where the others were."""
+    changed: list[tuple[Any, str, Tensor]] = []
+    for part in module.modules():
+        for owner in (vars(part)["_parameters"], vars(part)["_buffers"]):
+            for name, value in owner.items():
+                if value is not None and not isinstance(value, FakeTensor):
+                    changed.append((owner, name, value))
+                    owner[name] = _fake(value, mode, fakes)
+    return changed
+
+
+def _fake(x: Tensor, mode: FakeTensorMode, fakes: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
+    """A tensor without values of the same shape; the same one for the same tensor."""
+    if id(x) not in fakes:
+        with mode:
+            made: Tensor = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+            if isinstance(x, nn.Parameter):
+                made = nn.Parameter(made, requires_grad=x.requires_grad)
+        fakes[id(x)] = x, made
+    return fakes[id(x)][1]
+
+
+__all__ = ["Reads", "hollow"]
