@@ -1,0 +1,193 @@
+"""One frozen base for teacher, student and critic: nothing of it is copied, saved, or switched."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck import DMD, EMA, GAN, Adam, Critic, Dataset, Fake, OneStep, Run, Trained, distill, low_rank
+from limbeck.cli import main
+from limbeck.engine.checkpoint import read_state, write_folder
+from limbeck.problems.networks import ResidualMLP
+from limbeck.rng import Rng, seeded
+
+PARTS = ("student", "critic")
+LENT = str(Path(__file__).parent / "lent.py")
+
+
+def network(width: int = 16) -> Trained:
+    """A teacher whose output is not zero."""
+    with seeded("adapters"):
+        net = ResidualMLP(shape=(2,), width=width, blocks=3)
+        nn.init.normal_(net.out.weight, std=0.3)
+    return Trained(net.double()).requires_grad_(False)
+
+
+def dmd2(teacher: Trained, student: Trained, *, rank: int | None = 2, ema: bool = True, steps: int = 6) -> Run:
+    """DMD2 of a one-step student, whose discriminator reads the critic's features and trains it."""
+    critic = Critic(rank=rank)
+    gan = GAN(critic=critic, critic_steps=2, feature_weight=0.3, hidden=8)
+    return distill(
+        teacher,
+        OneStep(student, shape=(2,)),
+        DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * gan,
+        Dataset(x=Rng("data").normal(64, 2).double()),
+        steps=steps,
+        batch=8,
+        optim=Adam(lr=1e-2),
+        ema=EMA(decay=0.9) if ema else None,
+    )
+
+
+def shared(rank: int = 2, **settings: Any) -> Run:
+    """The same with adapters on one base."""
+    with seeded("student"):
+        teacher = network()
+        return dmd2(teacher, low_rank(teacher, rank), rank=rank, **settings)
+
+
+def tensors(run: Run) -> Iterator[Tensor]:
+    """Everything that a run holds: networks, averages, and optimisers."""
+    yield from run.cast.tensors()
+    for role in run.cast.roles.values():
+        yield from (x for state in role.optimizer.state.values() for x in state.values())
+
+
+def held(values: Iterator[Tensor]) -> int:
+    """Bytes of different storages."""
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in values}.values())
+
+
+# one base
+
+
+def test_a_run_holds_one_base() -> None:
+    """Teacher, student, critic, average and optimisers: one base, and four times what is trained, by count of bytes."""
+    run = shared()
+    run.finish()
+    base = held(run.cast.teacher.parameters())
+    trained = {name: held(iter(role.params.values())) for name, role in run.cast.roles.items()}
+    buffers = [b for one in (*run.cast.roles.values(), *run.cast.targets.values()) for b in one.buffers]
+    steps = 4 * sum(len(role.params) for role in run.cast.roles.values())
+    own = held(iter((*buffers, *run.cast.teacher.buffers())))
+    # parameters and two moments of each role, the student's average, and Adam's counts
+    assert held(tensors(run)) == base + 3 * sum(trained.values()) + trained["student"] + own + steps
+    assert max(trained[name] for name in PARTS) < base / 2
+    full = dmd2(network(), network().requires_grad_(True), rank=None)
+    full.finish()
+    assert held(tensors(full)) > 8 * base
+
+
+def test_learning_moves_adapters_alone() -> None:
+    run = shared()
+    before = {name: p.clone() for name, p in run.cast.teacher.named_parameters()}
+    start = {name: {n: p.clone() for n, p in run.cast.roles[name].params.items()} for name in PARTS}
+    run.finish()
+    assert all(torch.equal(p, before[name]) for name, p in run.cast.teacher.named_parameters())
+    for name in PARTS:
+        role = run.cast.roles[name]
+        assert all(n.endswith((".down", ".up")) for n in role.params)
+        assert any(not torch.equal(p, start[name][n]) for n, p in role.params.items())
+    assert run.student is not run.cast.student  # the average follows, and holds the base too
+    ups = [(name, p) for name, p in run.student.named_parameters() if name.endswith(".up")]
+    assert ups and all(p.abs().sum() > 0 and not p.requires_grad for _, p in ups)
+
+
+# states
+
+
+def test_a_state_holds_what_is_trained_and_goes_back_exactly(tmp_path: Path) -> None:
+    run = shared()
+    whole = run.state_dict()
+    names = {name for name, _ in run.cast.teacher.named_parameters()}
+    for part in (*whole["roles"].values(), *whole["targets"].values()):
+        said = {name.removeprefix("denoiser.").replace(".base.", ".") for name in part["module"]}
+        assert not said & names
+    assert set(whole["targets"]["student~EMA(decay=0.9, ramp=True)"]["module"]) == set(
+        whole["roles"]["student"]["module"]
+    )
+    for step in run:
+        if step.i == 3:
+            write_folder(tmp_path / "cut", state=run.state_dict())
+    again = shared()
+    again.load_state_dict(read_state(tmp_path / "cut"))
+    again.finish()
+    for (name, p), (other, q) in zip(run.student.named_parameters(), again.student.named_parameters(), strict=True):
+        assert name == other and torch.equal(p, q)
+    for name in run.cast.roles:
+        for one, other in zip(
+            run.cast.roles[name].params.values(), again.cast.roles[name].params.values(), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
+def test_other_names_are_refused() -> None:
+    run, state = shared(), shared().state_dict()
+    base = "denoiser.net.inp.base.weight"
+    module = state["roles"]["student"]["module"]
+    assert base in dict(run.cast.student.named_parameters()) and base not in module
+    for other in (
+        {**module, base: torch.zeros(16, 2)},
+        {**module, "more": torch.zeros(1)},
+        dict([*module.items()][1:]),
+    ):
+        with pytest.raises((KeyError, RuntimeError)):
+            run.load_state_dict(
+                {**state, "roles": {**state["roles"], "student": {**state["roles"]["student"], "module": other}}}
+            )
+
+
+def test_frozen_parts_that_no_teacher_lent_are_kept() -> None:
+    """What is frozen in a student but its own may be random, so that it has to be in the state."""
+    student = network().requires_grad_(True)
+    student.net.level.requires_grad_(False)
+    run = dmd2(network(8), student, rank=None)
+    name = "denoiser.net.level.weight"
+    assert name in run.state_dict()["roles"]["student"]["module"] and name in run.result_state()
+    assert dict(run.student.named_parameters())[name] is dict(run.cast.student.named_parameters())[name]
+
+
+# the command line
+
+
+def test_rank_and_targets_are_for_student_and_critic(tmp_path: Path) -> None:
+    """One setting for both, recorded; the folder holds adapters, and the result has them."""
+    run = tmp_path / "run"
+    small = ("--steps", "4", "--batch", "8", "--checkpoint-every", "2")
+    adapters = ("--rank", "3", "--targets", "up,blocks.*.down")
+    assert main(["distill", "dmd2", "--on", LENT, "--out", str(run), *small, *adapters]) == 0
+    settings = json.loads((run / "recipe.json").read_text())["settings"]
+    assert settings["student.rank"] == 3 and settings["student.targets"] == ["up", "blocks.*.down"]
+    assert (
+        "rank=3" in settings["objective.dmd.fake"]
+        and "targets=('up', 'blocks.*.down')" in settings["objective.gan.critic"]
+    )
+    (cut,) = (run / "checkpoint").iterdir()
+    state, result = read_state(cut), read_state(run / "stages" / "dmd2")
+    held = (
+        *(state["roles"][name]["module"] for name in PARTS),
+        *(x["module"] for x in state["targets"].values()),
+        result,
+    )
+    assert len(held) == 4 and all(name.endswith((".down", ".up")) for names in held for name in names)
+    assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.safetensors")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--rank", "0"), "rank must be at least 1"),
+        (("--targets", "up"), "need a rank"),
+        (("--rank", "2", "--targets", "upp"), "a layer 'upp'"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_said_in_a_sentence(
+    given: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["distill", "dmd2", "--on", LENT, "--out", str(run), *given]) == 2
+    assert said in capsys.readouterr().err and not run.exists()
