@@ -173,8 +173,7 @@ def targeted(module: nn.Module, targets: Sequence[str]) -> list[str]:
     """
     known, kind = list(adaptable(module)), type(module).__name__
     if not known:
-        need = "a network with linear layers, or convolutions of one group"
-        raise Incompatible("low_rank", need=need, got=f"a {kind}", fit="a teacher that is a network")
+        raise Incompatible("low_rank", need="a network with linear layers", got=f"a {kind}")
     for target in targets:
         if not any(_fits(name, target) for name in known):
             ends = {".".join(name.split(".")[k:]): None for name in known for k in range(name.count(".") + 1)}
