@@ -1,5 +1,6 @@
 """One frozen base for teacher, student and critic: nothing of it is copied, saved, or switched."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck import DMD, EMA, GAN, Adam, Critic, Dataset, Fake, OneStep, Run, Trained, distill, low_rank
+from limbeck import (
+    DMD,
+    EMA,
+    GAN,
+    SGD,
+    Adam,
+    Critic,
+    Dataset,
+    Fake,
+    Incompatible,
+    OneStep,
+    Optim,
+    Run,
+    Trained,
+    checkpointed,
+    distill,
+    low_rank,
+    tap,
+)
 from limbeck.cli import main
 from limbeck.engine.checkpoint import read_state, write_folder
 from limbeck.problems.networks import ResidualMLP
@@ -27,18 +46,26 @@ def network(width: int = 16) -> Trained:
     return Trained(net.double()).requires_grad_(False)
 
 
-def dmd2(teacher: Trained, student: Trained, *, rank: int | None = 2, ema: bool = True, steps: int = 6) -> Run:
+def dmd2(
+    teacher: Trained,
+    student: Trained,
+    *,
+    rank: int | None = 2,
+    ema: bool = True,
+    optim: Optim | None = None,
+    every: int = 2,
+) -> Run:
     """DMD2 of a one-step student, whose discriminator reads the critic's features and trains it."""
     critic = Critic(rank=rank)
-    gan = GAN(critic=critic, critic_steps=2, feature_weight=0.3, hidden=8)
+    gan = GAN(critic=critic, critic_steps=every, feature_weight=0.3, hidden=8)
     return distill(
         teacher,
         OneStep(student, shape=(2,)),
-        DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * gan,
+        DMD(fake=Fake(critic=critic), critic_steps=every) + 0.3 * gan,
         Dataset(x=Rng("data").normal(64, 2).double()),
-        steps=steps,
+        steps=6,
         batch=8,
-        optim=Adam(lr=1e-2),
+        optim=optim or Adam(lr=1e-2),
         ema=EMA(decay=0.9) if ema else None,
     )
 
@@ -149,6 +176,135 @@ def test_frozen_parts_that_no_teacher_lent_are_kept() -> None:
     name = "denoiser.net.level.weight"
     assert name in run.state_dict()["roles"]["student"]["module"] and name in run.result_state()
     assert dict(run.student.named_parameters())[name] is dict(run.cast.student.named_parameters())[name]
+
+
+# computed again
+
+
+class Dropping(nn.Module):
+    """A block in front of which some numbers are dropped: chance that has to be the same again."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.drop, self.block, self.passes = nn.Dropout(0.2), block, [0]
+
+    def forward(self, h: Tensor, *, emb: Tensor) -> Tensor:
+        self.passes[0] += 1
+        return self.block(self.drop(h), emb)
+
+
+class Blocks(ResidualMLP):
+    """A network of such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(shape=(2,), width=16, blocks=3)
+        nn.init.normal_(self.out.weight, std=0.3)
+        self.blocks = nn.ModuleList(Passing(block) for block in self.blocks)
+
+
+class Passing(nn.Module):
+    """Gives the block its input by name, as networks of diffusers do."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.inner = Dropping(block)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        return self.inner(h, emb=emb)
+
+
+def ticked(again: tuple[str, ...]) -> tuple[dict[str, Tensor], int]:
+    """Gradients of all roles in one tick of DMD2 with its GAN, and how often the blocks of student and critic ran."""
+    with seeded("ticked"):
+        teacher = Trained(Blocks().double()).requires_grad_(False)
+        if again:
+            checkpointed(teacher, *again)
+        run = dmd2(teacher, low_rank(teacher, 2), ema=False, optim=SGD(lr=1.0), every=1)
+        params = [p for role in run.cast.roles.values() for p in role.params.values()]
+        for p in params:
+            nn.init.normal_(p, std=0.2)
+    before = {f"{role}.{n}": p.clone() for role in run.cast.roles for n, p in run.cast.roles[role].params.items()}
+    run.tick()
+    grads = {f"{role}.{n}": p for role in run.cast.roles for n, p in run.cast.roles[role].params.items()}
+    blocks = [part for name in PARTS for part in run.cast.module(name).modules() if isinstance(part, Dropping)]
+    return {name: before[name] - grads[name] for name in grads}, sum(part.passes[0] for part in blocks)
+
+
+@pytest.mark.parametrize("again", [("net.blocks.*",), ("**.inner",), ("net.blocks.1", "**.block.up")])
+def test_what_is_computed_again_gives_the_same_gradients(again: tuple[str, ...]) -> None:
+    """Student, critic and discriminator of one tick, dropout and shared passes included."""
+    (plain, once), (same, twice) = ticked(()), ticked(again)
+    assert plain.keys() == same.keys() and all(grad.abs().sum() > 0 for grad in plain.values())
+    assert twice > once or "**.block.up" in again
+    for name, grad in plain.items():
+        torch.testing.assert_close(same[name], grad, rtol=1e-10, atol=1e-12)
+
+
+class Switched(nn.Module):
+    """Two adapters on one layer, of which one is active: what other libraries do, and we do not."""
+
+    def __init__(self, base: nn.Linear, adapters: list[nn.Parameter]):
+        super().__init__()
+        self.base, self.adapters, self.active = base, nn.ParameterList(adapters), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.adapters[self.active].mT
+
+
+def test_nothing_is_switched_so_nothing_is_computed_again_wrongly() -> None:
+    """Two adapters on one base, both forward, then both backward: one that is switched learns from the other's."""
+    with seeded("switched"):
+        base = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).double().requires_grad_(False)
+        ours = [checkpointed(low_rank(base, 2), "*") for _ in range(2)]
+        for net in ours:
+            for layer in (net[0], net[2]):
+                nn.init.normal_(layer.up)
+    x = Rng("switched").normal(5, 4).double()
+
+    def switched(again: bool) -> list[Tensor]:
+        deltas = [[nn.Parameter(net[k].delta().detach()) for net in ours] for k in (0, 2)]
+        net = nn.Sequential(Switched(base[0], deltas[0]), nn.Tanh(), Switched(base[2], deltas[1]))
+        net = checkpointed(nn.Sequential(net), "0") if again else nn.Sequential(net)
+        losses = []
+        for active in (0, 1):
+            net[0][0].active = net[0][2].active = active
+            losses.append(net(x).square().sum())
+        sum(losses).backward()  # type: ignore[union-attr]
+        return [p.grad if p.grad is not None else torch.zeros_like(p) for pair in deltas for p in pair]
+
+    right, wrong = switched(again=False), switched(again=True)
+    assert not all(torch.allclose(a, b) for a, b in zip(right, wrong, strict=True))  # the trap is there
+    sum(net(x).square().sum() for net in ours).backward()  # type: ignore[union-attr]
+    for (k, i), full in zip(((0, 0), (0, 1), (2, 0), (2, 1)), right, strict=True):
+        layer = ours[i][k]
+        torch.testing.assert_close(layer.up.grad, full @ layer.down.mT, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(layer.down.grad, layer.up.mT @ full, rtol=1e-10, atol=1e-12)
+
+
+def test_features_inside_what_is_computed_again() -> None:
+    """A tap of a block, and one inside it, read once and with the same gradients."""
+    with seeded("features"):
+        plain = Blocks().double().eval()
+    x, level = Rng("features").normal(5, 2).double(), torch.zeros(5).double()
+    grads = []
+    for net in (plain, checkpointed(copy.deepcopy(plain), "blocks.*")):
+        with tap(net, "blocks.0", "blocks.1.inner.block.up") as seen:
+            net(x, level)
+            features = seen.take()
+        sum(f.square().sum() for f in features.values()).backward()  # type: ignore[union-attr]
+        grads.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and "blocks.1.inner.block.up.weight" in grads[0]
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-10, atol=1e-12)
+
+
+def test_what_cannot_be_computed_again_is_refused() -> None:
+    with pytest.raises(Incompatible, match="running statistics"):
+        checkpointed(nn.Sequential(nn.Sequential(nn.BatchNorm1d(2))), "0")
+    with pytest.raises(Incompatible, match=r"'blocks\.0'"):
+        checkpointed(Blocks(), "block.*")
+    with pytest.raises(Incompatible, match="names of blocks"):
+        checkpointed(Blocks())
 
 
 # the command line
