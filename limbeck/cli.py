@@ -14,7 +14,7 @@ import limbeck
 from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
-Format = Literal["safetensors", "onnx", "diffusers"]
+Format = Literal["safetensors", "onnx", "diffusers", "lora"]
 Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 
 
@@ -192,7 +192,7 @@ class Export:
 
     folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
     out: Annotated[Path, arg(help="where to, a new folder")]
-    to: Annotated[Format, arg(help="onnx for classifiers, diffusers for pipelines")] = "safetensors"
+    to: Annotated[Format, arg(help="onnx for classifiers, diffusers or lora for pipelines")] = "safetensors"
 
     def run(self) -> int:
         from limbeck.commands import export

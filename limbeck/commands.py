@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import catalogue, loading
-from limbeck.bridges import Pipeline, write_pipeline
+from limbeck.bridges import Pipeline, write_lora, write_pipeline
 from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.ranks import leads, meet, together
@@ -375,7 +375,7 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
 
 
 def export(folder: Path, out: Path, to: str = "safetensors") -> int:
-    """Writes a run's student as safetensors or ONNX, with a description of what it is."""
+    """Writes a run's student as safetensors or ONNX, with a description of what it is, or as diffusers reads it."""
     session = loading.load_run(folder)
     if out.exists():
         raise BadFile(f"{out} exists; choose another --out.")
@@ -389,6 +389,10 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
             _export_pipeline(session, out)
             say(f"exported: {out}, for DiffusionPipeline.from_pretrained")
             return 0
+        if to == "lora":
+            _export_pipeline(session, out, write_lora)
+            say(f"exported: {out}, for load_lora_weights, with the scheduler that goes with it")
+            return 0
         write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
     except Failed as error:
         raise BadFile(str(error)) from error
@@ -396,13 +400,13 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
     return 0
 
 
-def _export_pipeline(session: Session, out: Path) -> None:
-    """Writes a generator of few steps as a pipeline."""
+def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = write_pipeline) -> None:
+    """Writes a generator of few steps as a pipeline, or what is to be added to one."""
     problem, student = session.problem, session.student
     if not isinstance(problem, Pipeline) or not isinstance(student, FewStep):
         need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"
         raise Incompatible("export to diffusers", need=need, got=got, fit="--to safetensors")
-    write_pipeline(student, out, like=problem.folder)
+    write(student, out, like=problem.folder)
 
 
 def _export_onnx(session: Session, out: Path, description: bytes) -> float:

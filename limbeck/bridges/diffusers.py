@@ -18,6 +18,7 @@ from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
 from limbeck.errors import BadFile, Incompatible
 from limbeck.students import FewStep
+from limbeck.teachers.lora import merged
 from limbeck.tree import Tree, tree_map
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
@@ -111,10 +112,11 @@ class Diffusers(Featured):
         self.null, self.taps = dict(null or {}), dict(taps or {})
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
-        inputs = self._inputs(cond, len(x_t))
+        own = next(self.net.parameters()).dtype  # of the base, where adapters are finer
+        inputs = tree_map(lambda x: x.to(own) if x.is_floating_point() else x, self._inputs(cond, len(x_t)))
         timestep = self.clock.timestep(t).to(x_t.device, torch.float32)  # half precision would round 999 to 1000
-        out = self.net(x_t, timestep=timestep, **inputs, return_dict=False)[0]
-        return self.process.convert(out[:, : x_t.shape[1]], x_t, t, self.clock.form, "x0")
+        out = self.net(x_t.to(own), timestep=timestep, **inputs, return_dict=False)[0]
+        return self.process.convert(out[:, : x_t.shape[1]].to(x_t.dtype), x_t, t, self.clock.form, "x0")
 
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:
         with tap(self.net, *taps) as seen:
@@ -194,7 +196,7 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
         for name in (part for part in index if part not in (place, "scheduler") and (Path(like) / part).is_dir()):
             shutil.copytree(Path(like) / name, made / name, ignore=ignored)
-        net: Any = denoiser.net
+        net: Any = merged(denoiser.net)
         net.save_pretrained(made / place, safe_serialization=True)
         scheduler.save_pretrained(made / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]

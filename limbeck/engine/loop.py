@@ -15,7 +15,7 @@ from limbeck.engine.data import Source, as_source
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.optim import EMA, Optim, gradient_norm
 from limbeck.engine.ranks import as_the_first, summed
-from limbeck.engine.roles import Cast, Role
+from limbeck.engine.roles import Cast, Role, load_module, own_state
 from limbeck.engine.schedule import value_at
 from limbeck.engine.student import Grows
 from limbeck.engine.tick import Place, Tick, put_buffers
@@ -172,6 +172,15 @@ class Run:
     def result(self, name: str) -> nn.Module:
         """The result so far of the student of this name."""
         return self.ema.get(name) or self.cast.students[name]
+
+    def result_state(self) -> dict[str, Tensor]:
+        """What is to be kept of the result: all but what a teacher lent it."""
+        return own_state(self.student, self.cast.roles["student"].lent)
+
+    def load_result(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The student of a run built anew, with what `result_state` gave."""
+        load_module(self.student, state, self.cast.roles["student"].lent)
+        return self.student
 
     @property
     def healthy(self) -> bool:

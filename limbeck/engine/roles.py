@@ -1,7 +1,7 @@
 """Who takes part: teachers that know, students and critics that learn, targets that follow."""
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -24,12 +24,12 @@ K = TypeVar("K", bound="Tensor | nn.Module")
 class Role:
     """One learner: a module, those of its parameters that it trains, and their optimiser.
 
-    State is keyed by parameter name. A base shared by several roles is one module of which each role owns some
-    parameters.
+    State is keyed by parameter name. A base shared by several roles is made of the same parameters in each of their
+    modules, frozen; those that are ``lent`` by a teacher are no part of the state.
     """
 
-    def __init__(self, name: str, module: nn.Module, optim: Optim, spec: object = None):
-        self.name, self.module, self.optim, self.spec = name, module, optim, spec
+    def __init__(self, name: str, module: nn.Module, optim: Optim, spec: object = None, lent: Collection[str] = ()):
+        self.name, self.module, self.optim, self.spec, self.lent = name, module, optim, spec, lent
         self.names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
         self.steps = 0
         self.learns = True
@@ -79,11 +79,11 @@ class Role:
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, moments by parameter name, and the number of steps."""
         moments = {name: dict(self.optimizer.state.get(p, {})) for name, p in self.params.items()}
-        return {"module": self.module.state_dict(), "moments": moments, "steps": self.steps}
+        return {"module": own_state(self.module, self.lent), "moments": moments, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, into objects built anew; every name must match."""
-        load_module(self.module, state["module"])
+        load_module(self.module, state["module"], self.lent)
         self.bind()
         self._load_moments(state["moments"])
         self.steps = int(state["steps"])
@@ -122,11 +122,11 @@ class Target:
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the number of updates."""
-        return {"module": self.module.state_dict(), "updates": self.updates}
+        return {"module": own_state(self.module, self.role.lent), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
-        load_module(self.module, state["module"])
+        load_module(self.module, state["module"], self.role.lent)
         self.bind()
         self.updates = int(state["updates"])
 
@@ -272,7 +272,8 @@ class Cast:
         if not any(p.requires_grad for p in module.parameters()):
             need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
-        role = Role(name, module.train(), self._optim.get(name) or self._optim.get("default") or Adam(), spec)
+        optim = self._optim.get(name) or self._optim.get("default") or Adam()
+        role = Role(name, module.train(), optim, spec, lent_by(self.teachers.values(), module))
         for other in self.roles.values():
             if shared := {id(p) for p in role.params.values()} & {id(p) for p in other.params.values()}:
                 raise Incompatible(
@@ -291,7 +292,7 @@ class Cast:
             return role.module
         name = f"{of}~{ema}"
         if name not in self.targets:
-            self.targets[name] = Target(role, _copy(role.module).requires_grad_(False).eval(), ema)
+            self.targets[name] = Target(role, _copy(role).eval(), ema)
         return self.targets[name].module
 
     def check_optim(self) -> None:
@@ -314,11 +315,12 @@ class Cast:
         return _turned(changed) if changed else nullcontext()
 
     def tensors(self) -> Iterator[Tensor]:
-        """All parameters, buffers and kept tensors of everyone, in one order."""
+        """All parameters, buffers and kept tensors of everyone, in one order, each once."""
         roles, targets = self.roles.values(), self.targets.values()
         kept = [value for value in self.kept.values() if isinstance(value, nn.Module)]
-        for module in (*self.teachers.values(), *(one.module for one in (*roles, *targets)), *kept):
-            yield from (*module.parameters(), *module.buffers())
+        modules = (*self.teachers.values(), *(one.module for one in (*roles, *targets)), *kept)
+        every = [x for module in modules for x in (*module.parameters(), *module.buffers())]
+        yield from {id(x): x for x in every}.values()
         yield from (value for value in self.kept.values() if isinstance(value, Tensor))
 
     def state_dict(self) -> dict[str, Any]:
@@ -369,11 +371,29 @@ def _a(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
-def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads a state whose every name matches; a growing student takes the saved shapes first."""
+def lent_by(teachers: Iterable[nn.Module], module: nn.Module) -> frozenset[str]:
+    """The names of a module's parameters that are teachers' own, as in `low_rank`."""
+    base = {id(p) for teacher in teachers for p in teacher.parameters()}
+    return frozenset(name for name, p in module.named_parameters(remove_duplicate=False) if id(p) in base)
+
+
+def own_state(module: nn.Module, lent: Collection[str]) -> dict[str, Tensor]:
+    """A module's state without what it was lent."""
+    return {name: value for name, value in module.state_dict().items() if name not in lent}
+
+
+def load_module(module: nn.Module, state: Mapping[str, Tensor], lent: Collection[str] = ()) -> None:
+    """Loads a state whose every name matches, without what was lent; a growing student takes the saved shapes first.
+
+    Raises:
+        KeyError, RuntimeError: other names or shapes.
+    """
     if isinstance(module, Grows):
         module.resize({name: state[name].shape for name, _ in module.named_parameters()})
-    module.load_state_dict(state)
+    if more := set(lent) & set(state):
+        raise KeyError(f"{min(more)} is lent by a teacher")
+    own = module.state_dict() if lent else {}
+    module.load_state_dict({**state, **{name: own[name] for name in lent}})
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
@@ -388,7 +408,14 @@ def output_of(module: nn.Module, x: Tree) -> Tensor:
     return first_tensor(getattr(out, "logits", out))
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    if isinstance(module, Student | Denoiser):
+def _copy(role: Role) -> nn.Module:
+    """A copy of a role's module without gradients, which holds what is frozen there and copies what is trained."""
+    module = role.module
+    frozen = {id(p): p for name, p in module.named_parameters() if name not in role.params}
+    if isinstance(module, Student | Denoiser) and not frozen:
         return module.clone(trainable=False)
-    return copy.deepcopy(module)
+    other = copy.deepcopy(module, frozen)
+    for name, p in other.named_parameters():
+        if name in role.params:
+            p.requires_grad_(False)
+    return other

@@ -18,7 +18,6 @@ from limbeck.engine.checkpoint import is_whole, new_folder, read_state, write_fo
 from limbeck.engine.loop import Run, Step
 from limbeck.engine.ranks import any_of, leads, meet
 from limbeck.engine.recipe import Make, Prior, Problem, Recipe, Stage, Trial
-from limbeck.engine.roles import load_module
 from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
 
 KEPT = 2
@@ -85,9 +84,9 @@ class Session:
 
     def _recall(self, stage: Stage | Make) -> None:
         if isinstance(stage, Stage):
-            student = self._start(stage).student
-            self._load(lambda state: load_module(student, state), read_state(self.prior.folder(stage.name)))
-            self.prior.students[stage.name] = student.eval()
+            run = self._start(stage)
+            self._load(run.load_result, read_state(self.prior.folder(stage.name)))
+            self.prior.students[stage.name] = run.student.eval()
 
     def _open(self, index: int) -> Run | None:
         if index == len(self.recipe.stages) or isinstance(stage := self.recipe.stages[index], Make):
@@ -107,7 +106,7 @@ class Session:
             text = " ".join(str(error).split())
             raise BadSetting(f"stage {stage.name} cannot be set up: {type(error).__name__}: {text}.") from error
 
-    def _load(self, load: Callable[[Mapping[str, Any]], None], state: Mapping[str, Any]) -> None:
+    def _load(self, load: Callable[[Mapping[str, Any]], object], state: Mapping[str, Any]) -> None:
         try:
             load(state)
         except (RuntimeError, KeyError) as error:
@@ -178,7 +177,7 @@ class Session:
             raise Diverged(f"stage {stage.name} ended with parameters or updates that are not finite.")
         self._flush(metrics)
         if leads():
-            write_folder(self.prior.folder(stage.name), state=run.student.state_dict())
+            write_folder(self.prior.folder(stage.name), state=run.result_state())
         meet()
         self.prior.students[stage.name] = run.student.eval()
         self._index, self.run = self._index + 1, None

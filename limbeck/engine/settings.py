@@ -152,6 +152,8 @@ def parse(value: Any, kind: Any, path: str, now: Any = None) -> Any:
 
     >>> parse("1e-4", float, "lr"), parse("none", float | None, "clip"), parse("3", tuple[int, ...] | int, "n")
     (0.0001, None, 3)
+    >>> parse("to_q,to_v", tuple[str, ...], "targets")
+    ('to_q', 'to_v')
     >>> parse("many", int, "steps")
     Traceback (most recent call last):
     limbeck.errors.BadSetting: steps must be int, got 'many'.
@@ -159,7 +161,8 @@ def parse(value: Any, kind: Any, path: str, now: Any = None) -> Any:
     if isinstance(value, str) and value == repr(now):
         return now
     read = _read(value, path, type(now).__module__) if isinstance(value, str) else value
-    for candidate in (read, value):
+    words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+    for candidate in (read, value, words):
         fitted = _fit(candidate, kind)
         if fitted is not _UNFIT:
             return fitted

@@ -1,6 +1,7 @@
 """Students that map noise to samples: one-step and few-step generators around any denoiser."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from limbeck.diffusion.samplers import few_step, sample, start
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import BadSetting
 from limbeck.rng import Rng
+from limbeck.teachers.lora import EVERY, check_adapters, low_rank
 from limbeck.tree import Tree
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class FewStep(Student):
         return torch.cat([levels, levels.new_zeros(1)])
 
     def _noise(self, n: int, rng: Rng) -> Tensor:
-        dtype = next(self.denoiser.parameters()).dtype
+        dtype = reduce(torch.promote_types, {p.dtype for p in self.denoiser.parameters()})  # adapters may be wider
         return rng.normal(n, *self.shape, dtype=dtype)
 
     def draw(self, n: int, cond: Tree, rng: Rng) -> Draw:
@@ -109,12 +111,14 @@ class OneStep(FewStep):
 
 @dataclass(frozen=True, kw_only=True)
 class FromTeacher:
-    """Makes the student of a recipe's stage: a generator that starts as a copy of the teacher.
+    """Makes the student of a recipe's stage: a generator that starts as the teacher.
 
     Args:
         ratios: noise levels σ/α of its steps, from the noisiest down; one of them for a one-step generator. By default
             one, the level that the problem names.
         kind: of a generator with several steps.
+        rank: of low-rank adapters on the teacher's own frozen weights; None for a network of its own.
+        targets: the layers that have adapters, as in `low_rank`.
 
     >>> from limbeck.problems.mixture2d import Mixture2D
     >>> type(FromTeacher()(Mixture2D())).__name__
@@ -123,9 +127,20 @@ class FromTeacher:
 
     ratios: tuple[float, ...] | None = None
     kind: type[FewStep] = FewStep
+    rank: int | None = None
+    targets: tuple[str, ...] = EVERY
+
+    def __post_init__(self) -> None:
+        check_adapters(self.rank, self.targets)
 
     def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> FewStep:
         ratios = self.ratios or (problem.ratio,)
         if len(ratios) == 1:
-            return OneStep(problem.network(), shape=problem.shape, ratio=ratios[0])
-        return self.kind(problem.network(), shape=problem.shape, ratios=ratios)
+            return OneStep(self.network(problem), shape=problem.shape, ratio=ratios[0])
+        return self.kind(self.network(problem), shape=problem.shape, ratios=ratios)
+
+    def network(self, problem: "Generative") -> Denoiser:
+        """The denoiser before training."""
+        if self.rank is None:
+            return problem.network()
+        return low_rank(problem.teacher.requires_grad_(False), self.rank, self.targets)

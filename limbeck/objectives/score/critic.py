@@ -1,7 +1,7 @@
 """The critic: a denoiser of the student's own distribution, trained beside it on its samples."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from limbeck.engine.student import Student
 from limbeck.engine.tick import Noised, Tick
 from limbeck.errors import in_range
 from limbeck.objectives.score.noise import Fresh, Noise
-from limbeck.teachers.lora import low_rank
+from limbeck.teachers.lora import EVERY, check_adapters, low_rank
 from limbeck.teachers.trained import denoising_weight
 
 
@@ -50,6 +50,7 @@ class Critic:
     Args:
         times: noise levels that it learns at.
         rank: of low-rank adapters on the teacher's own frozen weights; None for a network of its own.
+        targets: the layers that have adapters, as in `low_rank`.
         dropout: share of ticks in which it learns without the condition.
         noise: how samples become x_t, and what it learns there.
         snr: the limit of the weight min(SNR, snr) on the error of x0 (arXiv 2303.09556, sec. 3.4), in the place of that
@@ -63,11 +64,17 @@ class Critic:
     dropout: float = 0.0
     noise: Noise = field(default_factory=Fresh)
     snr: float | None = None
+    targets: tuple[str, ...] = EVERY
 
     def __post_init__(self) -> None:
-        in_range("rank", self.rank or 1, 1)
+        check_adapters(self.rank, self.targets)
         in_range("dropout", self.dropout, 0, 1)
         in_range("snr", 1.0 if self.snr is None else self.snr, 1e-9)
+
+    def __repr__(self) -> str:
+        """Random numbers have this for a name: without targets where they are all layers, it is what it always was."""
+        said = [f.name for f in fields(self) if f.name != "targets" or self.targets != EVERY]
+        return f"Critic({', '.join(f'{name}={getattr(self, name)!r}' for name in said)})"
 
     def join(self, cast: Cast) -> Term:
         """Gets or creates the critic, a trainable clone of the teacher, and its loss."""
@@ -94,7 +101,7 @@ class Critic:
 
     def network(self, teacher: Denoiser) -> Denoiser:
         """The critic before training."""
-        return teacher.clone(trainable=True) if self.rank is None else low_rank(teacher, self.rank)
+        return teacher.clone(trainable=True) if self.rank is None else low_rank(teacher, self.rank, self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
