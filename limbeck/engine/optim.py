@@ -107,6 +107,7 @@ class EMA:
 def gradient_norm(params: Iterable[Tensor]) -> Tensor:
     """‖(g₁, g₂, …)‖₂ over the parameters that have a gradient, []."""
     grads = [p.grad for p in params if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-    whole = getattr(norm, "full_tensor", None)  # of shards: over all ranks
-    return whole() if whole else norm
+    kinds = [[grad for grad in grads if hasattr(grad, "full_tensor") == kind] for kind in (False, True)]
+    norms = [torch.nn.utils.get_total_norm(kind) for kind in kinds if kind]
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]  # of shards: of all ranks
+    return torch.stack(whole).norm() if len(whole) > 1 else whole[0] if whole else torch.zeros(())

@@ -1,0 +1,221 @@
+"""Networks in shards: of every parameter, gradient, moment and average each process holds a part."""
+
+import copy
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from limbeck.diffusion.denoiser import Denoiser
+from limbeck.engine.ranks import GONE, exchanged, leads
+from limbeck.engine.student import Grows
+from limbeck.errors import Failed, Incompatible
+
+if TYPE_CHECKING:
+    from limbeck.engine.roles import Cast
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_shard(x: object) -> bool:
+    """Whether a tensor is this process's part of a larger one.
+
+    >>> is_shard(torch.zeros(3))
+    False
+    """
+    return hasattr(x, "full_tensor")
+
+
+def spread(cast: "Cast") -> tuple[nn.Module, ...]:
+    """Shards every teacher, role and target over all processes, by PyTorch's ``fully_shard``; returns its roots.
+
+    A root is what is called as a whole: the outermost modules with a ``forward``. In it, repeated parts of lists and
+    sequences are units of their own, gathered when they run. What has no ``forward`` (particles), grows, or is a single
+    number stays whole on every process.
+
+    Raises:
+        Incompatible: networks that share parameters.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    roots = [root for root in dict.fromkeys(_roots_of(cast)) if not isinstance(root, FSDPModule)]
+    _refuse_shared(roots)
+    for root in roots:
+        ignored = {p for p in root.parameters() if p.dim() == 0 or not p.is_contiguous()}
+        mesh = init_device_mesh(next(root.parameters()).device.type, (dist.get_world_size(),))
+        for unit in (*dict.fromkeys(_units(root)), root):
+            # also the root, or it would be whole, and as it was, in its next pass
+            unit.register_forward_hook(_no_view)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+            unit.register_forward_pre_hook(_own_parameters, prepend=True)
+            unit.register_forward_hook(_differentiated_once)
+    for one in (*cast.roles.values(), *cast.targets.values()):
+        one.bind()
+    return tuple(roots)
+
+
+def _roots_of(cast: "Cast") -> Iterator[nn.Module]:
+    for module in (*cast.teachers.values(), *(one.module for one in (*cast.roles.values(), *cast.targets.values()))):
+        yield from _roots(module)
+
+
+def _roots(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, Grows) or not any(True for _ in module.parameters()):
+        return []
+    if _is_called(module):
+        return [module]
+    roots = [root for child in module.children() for root in _roots(child)]
+    if isinstance(module, Denoiser) and len(roots) > 1:  # processes would wait where one has no rows for an expert
+        raise Incompatible("shard=True", need="a denoiser of one network", got=f"a {type(module).__name__}")
+    return roots
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """Repeated parts, from the innermost out."""
+    for child in module.children():
+        yield from _units(child)
+    if isinstance(module, nn.ModuleList | nn.Sequential):
+        kinds = Counter(type(child) for child in module)
+        yield from (part for part in module if kinds[type(part)] > 1 and _is_called(part) and [*part.parameters()])
+
+
+def _is_called(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
+
+
+def _refuse_shared(roots: Iterable[nn.Module]) -> None:
+    seen: set[int] = set()
+    for root in roots:
+        own = {id(p) for p in root.parameters()}
+        if own & seen:
+            raise Incompatible("shard=True", need="networks with parameters of their own", got="some that share theirs")
+        seen |= own
+
+
+def _own_parameters(module: nn.Module, args: object) -> None:
+    """A pass by other parameters, as ``functional_call`` makes it, would go by the shards instead."""
+    if not all(isinstance(p, nn.Parameter) for p in module.parameters()):
+        need, got = "networks that are called with their own parameters", "one that is called with others"
+        raise Incompatible("shard=True", need=need, got=got)
+
+
+def _no_view(module: nn.Module, args: object, out: Any) -> Any:
+    """Of a view that is written into, FSDP would lose the hook that gathers parameters for the backward pass."""
+    if isinstance(out, tuple) and type(out) is tuple:
+        return tuple(_no_view(module, args, x) for x in out)
+    return out.clone() if isinstance(out, Tensor) and out._base is not None and out.requires_grad else out
+
+
+def before_backward(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """A tensor inside these modules, from which a backward pass may begin: their shards are gathered first."""
+    for module in modules if x.requires_grad else ():
+        if state := getattr(module, "_get_fsdp_state", None):
+            x.register_hook(state()._pre_backward)  # what FSDP does where a pass begins at a module's output
+    return x
+
+
+def _differentiated_once(module: nn.Module, args: object, out: Any) -> None:
+    """Parameters are gone after a backward pass, so there is none through it."""
+    for x in _tensors(out):
+        if x.requires_grad:
+            x.register_hook(_refuse_twice)
+
+
+def _refuse_twice(grad: Tensor) -> None:
+    if torch.is_grad_enabled():
+        need, got = "losses that differentiate a network once", "one that does it twice"
+        raise Incompatible("shard=True", need=need, got=got, fit="ApproximateR1 for R1")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+@contextmanager
+def explained() -> Generator[None]:
+    """Turns what torch says about networks that are read instead of called, or copied too late, into one sentence."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        text = " ".join(str(error).split())
+        if "DTensor" in text:
+            need, got = "networks whose parts are called", "one whose parameters are used outside its call"
+            raise Incompatible("shard=True", need=need, got=f"{got} ({text})") from error
+        if "deepcopy" in text:
+            need, got = "networks that are copied before the first tick", "one that is copied later"
+            raise Incompatible("shard=True", need=need, got=got) from error
+        if "gloo" in text.lower() or "nccl" in text.lower():
+            raise Failed(GONE) from error
+        raise
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor in one piece, which all processes make together."""
+    return exchanged(x.full_tensor) if is_shard(x) else x  # type: ignore[attr-defined]
+
+
+def part_of(x: Tensor) -> Tensor:
+    """This process's part of a tensor; all of it where it is whole."""
+    return x.to_local() if is_shard(x) else x  # type: ignore[attr-defined]
+
+
+def as_lies(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, as another one lies: its own part of it, if that is a shard."""
+    if not is_shard(like) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested state in one piece on the first process; the others take part and keep nothing of its shards.
+
+    >>> gathered({"a": {"b": 1}})
+    {'a': {'b': 1}}
+    """
+    made: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            made[name] = gathered(value)
+        elif is_shard(value):
+            full = whole(value.detach())
+            made[name] = full.cpu() if leads() else full.new_empty(0)
+        else:
+            made[name] = value
+    return made
+
+
+def lent(module: M) -> M:
+    """A copy that holds the module's own parameters and buffers, so that sharding it leaves the module as it is.
+
+    >>> net = nn.Linear(2, 3)
+    >>> lent(net).weight is net.weight
+    True
+    """
+    return copy.deepcopy(module, {id(x): x for x in (*module.parameters(), *module.buffers())})
+
+
+def hollow(module: M) -> M:
+    """A copy without the parameters' numbers: what `filled` makes a network of again."""
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, empty)
+
+
+def filled(empty: M, like: nn.Module) -> M:
+    """A network in one piece, with the parameters and buffers of one in shards; all processes take part."""
+    made, device = copy.deepcopy(empty), next(like.parameters()).device
+    state = {name: whole(value.detach()).clone() for name, value in like.state_dict().items()}
+    made.load_state_dict(state, assign=True)
+    return made.to(device)
