@@ -245,7 +245,7 @@ class Run:
             role = self.cast.roles[name]
             if role.optim.clip is not None and norms[name] > role.optim.clip:
                 for grad in _grads(role.params):
-                    grad.mul_(role.optim.clip / norms[name])
+                    part_of(grad).mul_(role.optim.clip / norms[name])
             role.step(progress)
         for target in self.cast.targets.values():
             if target.role.name in names:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.schedule import Schedule, value_at
+from limbeck.engine.shards import is_shard, whole
 from limbeck.errors import in_range
 
 
@@ -107,7 +108,6 @@ class EMA:
 def gradient_norm(params: Iterable[Tensor]) -> Tensor:
     """‖(g₁, g₂, …)‖₂ over the parameters that have a gradient, []."""
     grads = [p.grad for p in params if p.grad is not None]
-    kinds = [[grad for grad in grads if hasattr(grad, "full_tensor") == kind] for kind in (False, True)]
-    norms = [torch.nn.utils.get_total_norm(kind) for kind in kinds if kind]
-    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]  # of shards: of all ranks
-    return torch.stack(whole).norm() if len(whole) > 1 else whole[0] if whole else torch.zeros(())
+    kinds = [[grad for grad in grads if is_shard(grad) == kind] for kind in (False, True)]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    return torch.stack(norms).norm() if len(norms) > 1 else norms[0] if norms else torch.zeros(())

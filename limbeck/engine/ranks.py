@@ -46,6 +46,15 @@ def leads() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def several() -> bool:
+    """Whether this run is of more than one process.
+
+    >>> several()
+    False
+    """
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
 def meet() -> None:
     """Waits until every process is here."""
     if dist.is_initialized():
@@ -90,4 +99,4 @@ def exchanged(exchange: Callable[[], T]) -> T:
         raise Failed(GONE) from error
 
 
-__all__ = ["GONE", "any_of", "as_the_first", "exchanged", "leads", "meet", "summed", "together"]
+__all__ = ["GONE", "any_of", "as_the_first", "exchanged", "leads", "meet", "several", "summed", "together"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
 from limbeck.engine.optim import EMA, Adam, Optim
-from limbeck.engine.shards import as_lies, is_shard
+from limbeck.engine.shards import as_lies, is_shard, part_of
 from limbeck.engine.student import Grows, Rows, Student
 from limbeck.engine.taps import Pick, Taps, find, first_tensor
 from limbeck.errors import BadSetting, Incompatible
@@ -110,7 +110,7 @@ class Target:
         """One step towards the role's parameters; buffers are copied."""
         keep = self.ema.at(self.updates)
         for name, p in self.role.params.items():
-            self.params[name].lerp_(p, 1 - keep)
+            part_of(self.params[name]).lerp_(part_of(p), 1 - keep)
         for buffer, value in zip(self.buffers, self.role.buffers, strict=True):
             buffer.copy_(value)
         self.updates += 1

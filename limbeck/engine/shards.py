@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from limbeck.engine.roles import Cast
 
 M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P")
 
 
 def is_shard(x: object) -> bool:
@@ -99,9 +100,13 @@ def _refuse_shared(roots: Iterable[nn.Module]) -> None:
 
 def _own_parameters(module: nn.Module, args: object) -> None:
     """A pass by other parameters, as ``functional_call`` makes it, would go by the shards instead."""
-    if not all(isinstance(p, nn.Parameter) for p in module.parameters()):
+    if not all(map(_is_parameter, module.parameters())):
         need, got = "networks that are called with their own parameters", "one that is called with others"
         raise Incompatible("shard=True", need=need, got=got)
+
+
+def _is_parameter(x: object) -> bool:
+    return isinstance(x, nn.Parameter)
 
 
 def _no_view(module: nn.Module, args: object, out: Any) -> Any:
@@ -197,14 +202,14 @@ def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def lent(module: M) -> M:
-    """A copy that holds the module's own parameters and buffers, so that sharding it leaves the module as it is.
+def lent(parts: P, modules: Iterable[nn.Module]) -> P:
+    """A copy of what holds these modules, by their own parameters: sharding it leaves them as they are.
 
     >>> net = nn.Linear(2, 3)
-    >>> lent(net).weight is net.weight
+    >>> lent([net], [net])[0].weight is net.weight
     True
     """
-    return copy.deepcopy(module, {id(x): x for x in (*module.parameters(), *module.buffers())})
+    return copy.deepcopy(parts, {id(x): x for module in modules for x in (*module.parameters(), *module.buffers())})
 
 
 def hollow(module: M) -> M:
@@ -215,7 +220,13 @@ def hollow(module: M) -> M:
 
 def filled(empty: M, like: nn.Module) -> M:
     """A network in one piece, with the parameters and buffers of one in shards; all processes take part."""
-    made, device = copy.deepcopy(empty), next(like.parameters()).device
-    state = {name: whole(value.detach()).clone() for name, value in like.state_dict().items()}
-    made.load_state_dict(state, assign=True)
-    return made.to(device)
+    theirs = dict(like.named_parameters())
+    full = {id(p): _full(theirs[name], p.requires_grad) for name, p in empty.named_parameters()}
+    made = copy.deepcopy(empty, full)
+    for buffer, value in zip(made.buffers(), like.buffers(), strict=True):
+        buffer.copy_(value)
+    return made
+
+
+def _full(p: Tensor, learns: bool) -> nn.Parameter:
+    return nn.Parameter(whole(p.detach()).clone(), learns)

@@ -11,7 +11,22 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from limbeck import DMD, EMA, GAN, KD, Adam, ConfidenceWeighted, Critic, Dataset, Fake, FitNets, OneStep, Run, SiD, distill
+from limbeck import (
+    DMD,
+    EMA,
+    GAN,
+    KD,
+    Adam,
+    ConfidenceWeighted,
+    Critic,
+    Dataset,
+    Fake,
+    FitNets,
+    OneStep,
+    Run,
+    SiD,
+    distill,
+)
 from limbeck.problems.networks import MLP, ResidualMLP
 from limbeck.rng import Rng, seeded
 from limbeck.teachers import Trained
@@ -35,9 +50,8 @@ def classified(*, own: bool = False, steps: int = TICKS, dtype: torch.dtype = to
             fully_shard(block, mesh=mesh)
     data = Dataset(x=Rng(1).normal(32, 4).to(dtype), y=Rng(2).integers(32, 3))
     objective = KD() + FitNets(pairs={"blocks.1": "blocks.1"}) + ConfidenceWeighted()
-    ema = None if own else EMA(decay=0.9)
-    optim = Adam(lr=1e-2, clip=0.1)
-    return distill(teacher, student, objective, data, steps=steps, batch=8, optim=optim, ema=ema, **settings)  # type: ignore[arg-type]
+    settings = {"batch": 8, "optim": Adam(lr=1e-2, clip=0.1), "ema": None if own else EMA(decay=0.9), **settings}
+    return distill(teacher, student, objective, data, steps=steps, **settings)  # type: ignore[arg-type]
 
 
 def generated(objective: object, *, dtype: torch.dtype = torch.float64, **settings: object) -> Run:
@@ -54,15 +68,21 @@ def generated(objective: object, *, dtype: torch.dtype = torch.float64, **settin
 def dmd2(**settings: object) -> Run:
     """DMD2: a critic, and a discriminator that looks through it."""
     critic = Critic()
-    return generated(DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2), **settings)
+    return generated(
+        DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2), **settings
+    )
 
 
 def sid(**settings: object) -> Run:
     """SiD: gradients through teacher and critic."""
-    return generated(SiD(), **settings)
+    return generated(SiD(), **{"steps": 10, **settings})
 
 
 RUNS: dict[str, Callable[..., Run]] = {"classified": classified, "dmd2": dmd2, "sid": sid}
+
+
+JOBS = (("classified", 1), ("classified", 2), ("dmd2", 1), ("sid", 1))
+"""Runs that are sharded, and in how many micro-batches."""
 
 
 def numbers(run: Run) -> dict[str, Tensor]:
@@ -80,11 +100,9 @@ def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     for accumulate in (1, 2):
-        run = classified(own=True, steps=4, accumulate=accumulate)
-        save_file(numbers(run), folder / f"{rank}-own-{accumulate}.safetensors")
-        save_file(numbers(classified(shard=True, accumulate=accumulate)), folder / f"{rank}-classified-{accumulate}.safetensors")
-    for name in ("dmd2", "sid"):
-        save_file(numbers(RUNS[name](shard=True)), folder / f"{rank}-{name}-1.safetensors")
+        save_file(numbers(classified(own=True, steps=4, accumulate=accumulate)), folder / f"{rank}-own-{accumulate}")
+    for name, accumulate in JOBS:
+        save_file(numbers(RUNS[name](shard=True, accumulate=accumulate)), folder / f"{rank}-{name}-{accumulate}")
     dist.destroy_process_group()
 
 
