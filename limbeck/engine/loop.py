@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,14 +152,14 @@ class Run:
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         as_the_first(cast.tensors())
         self._refuse_coupled()
-        self._empty: dict[str, nn.Module] = {}
-        self._shards: tuple[nn.Module, ...] = ()
-        if shard and self.world > 1:
-            self._empty = {name: hollow(self.result(name)) for name in cast.students}
-            self._shards = spread(cast)
         for name in cast.students:
             if not any(name in term.roles and term.weight != 0 for term in self.terms):
                 raise Incompatible("a run", need=f"a loss that trains the {name}", got="none of weight above 0")
+        self._empty: dict[str, nn.Module] = {}
+        self._forget: Callable[[], None] | None = None
+        if shard and self.world > 1:
+            self._empty = {name: hollow(self.result(name)) for name in cast.students}
+            self._forget = spread(cast)
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
         self.skipped = 0
@@ -214,7 +214,7 @@ class Run:
         for k in range(self.accumulate):
             last = Tick(self.cast, self._place(k, progress), {}, frozenset(roles))
             last.batch = self.source.take(last.size, last.rng("data"))
-            with explained() if self._shards else nullcontext():
+            with explained() if self._forget else nullcontext():
                 books.add(last)
         norms = books.close(roles)
         losses, values = books.means(), torch.stack([*norms.values()]).tolist() if norms else []
@@ -222,6 +222,8 @@ class Run:
         skipped = tuple(name for name in roles if not self._finite(name, norm, due, losses))
         put_buffers(pair for name in skipped for pair in buffers[name])  # running statistics saw the bad batch too
         self._update([name for name in roles if name not in skipped], norm, progress, last)
+        if self._forget:
+            self._forget()
         self.i += 1
         return Step(self.i, losses, norm, skipped, time.perf_counter() - began)
 
@@ -274,7 +276,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to end with the same bits; of shards, on the first process alone."""
         state = {"i": self.i, "skipped": self.skipped, "failures": dict(self._failures), **self.cast.state_dict()}
-        return gathered(state) if self._shards else state
+        return gathered(state) if self._forget else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, into a run built anew from the same parts."""

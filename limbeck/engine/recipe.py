@@ -13,7 +13,7 @@ from limbeck.engine.loop import Run, distill
 from limbeck.engine.objective import Objective
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.ranks import several
-from limbeck.engine.shards import lent
+from limbeck.engine.shards import twins
 from limbeck.errors import BadSetting, in_range
 from limbeck.rng import seeded
 
@@ -97,7 +97,7 @@ class Stage:
             student = self.student(problem, prior)
         teacher = self.teacher(problem, prior)
         if self.shard and several():  # the problem's own networks, and those of other stages, stay whole
-            teacher, student = lent((teacher, student), (*_modules(teacher), *_modules(student)))
+            teacher, student = twins((teacher, student), (*_modules(teacher), *_modules(student)))
         return distill(
             teacher,
             student,

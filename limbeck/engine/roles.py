@@ -110,7 +110,8 @@ class Target:
         """One step towards the role's parameters; buffers are copied."""
         keep = self.ema.at(self.updates)
         for name, p in self.role.params.items():
-            part_of(self.params[name]).lerp_(part_of(p), 1 - keep)
+            mine = self.params[name]
+            part_of(mine).lerp_(part_of(as_lies(p, mine)), 1 - keep)
         for buffer, value in zip(self.buffers, self.role.buffers, strict=True):
             buffer.copy_(value)
         self.updates += 1

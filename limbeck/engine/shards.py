@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,49 +31,85 @@ def is_shard(x: object) -> bool:
     return hasattr(x, "full_tensor")
 
 
-def spread(cast: "Cast") -> tuple[nn.Module, ...]:
-    """Shards every teacher, role and target over all processes, by PyTorch's ``fully_shard``; returns its roots.
+def spread(cast: "Cast") -> Callable[[], None]:
+    """Shards every teacher, role and target over all processes, by PyTorch's ``fully_shard``.
 
     A root is what is called as a whole: the outermost modules with a ``forward``. In it, repeated parts of lists and
-    sequences are units of their own, gathered when they run. What has no ``forward`` (particles), grows, or is a single
-    number stays whole on every process.
+    sequences are units of their own, gathered when they run. Where networks share parameters, as adapters on one base
+    do, the layers that hold these become one module in all of them, and a root each. What has no ``forward``
+    (particles), grows, is a single number, or lies beside shared layers (adapters) stays whole on every process.
+
+    Returns:
+        What is to be called after every tick: FSDP then forgets the order of passes that none went back through.
 
     Raises:
-        Incompatible: networks that share parameters.
+        Incompatible: a denoiser of several networks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    roots = [root for root in dict.fromkeys(_roots_of(cast)) if not isinstance(root, FSDPModule)]
-    _refuse_shared(roots)
-    for root in roots:
+    learners = (*cast.roles.values(), *cast.targets.values())
+    trees = [*dict.fromkeys([*cast.teachers.values(), *(one.module for one in learners)])]
+    trees = [tree for tree in trees if not any(isinstance(part, FSDPModule) for part in tree.modules())]
+    shared = _joined(trees)
+    called = set[Any]()
+    for root in dict.fromkeys(root for tree in trees for root in _roots(tree, shared)):
         ignored = {p for p in root.parameters() if p.dim() == 0 or not p.is_contiguous()}
         mesh = init_device_mesh(next(root.parameters()).device.type, (dist.get_world_size(),))
         for unit in (*dict.fromkeys(_units(root)), root):
-            # also the root, or it would be whole, and as it was, in its next pass
             unit.register_forward_hook(_no_view)
+            # also the root, or it would be whole, and as it was, in its next pass
             fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
             unit.register_forward_pre_hook(_own_parameters, prepend=True)
             unit.register_forward_hook(_differentiated_once)
-    for one in (*cast.roles.values(), *cast.targets.values()):
+        root.register_forward_hook(lambda module, *_: called.add(module))
+    for one in learners:
         one.bind()
-    return tuple(roots)
+
+    def forget() -> None:
+        while called:
+            called.pop().reset_iter_state()
+
+    return forget
 
 
-def _roots_of(cast: "Cast") -> Iterator[nn.Module]:
-    for module in (*cast.teachers.values(), *(one.module for one in (*cast.roles.values(), *cast.targets.values()))):
-        yield from _roots(module)
+def _joined(trees: Iterable[nn.Module]) -> set[int]:
+    """Makes layers of several trees that hold the same parameters one module; returns the ids of all such parameters.
+
+    Layers alone: they are the same in training and in evaluation.
+    """
+    count = Counter(id(p) for tree in trees for p in tree.parameters())
+    shared = {key for key, number in count.items() if number > 1}
+    first: dict[tuple[object, ...], nn.Module] = {}
+    for parent in [part for tree in trees for part in tree.modules() if shared]:
+        for name, layer in [*parent.named_children()]:
+            if _is_layer(layer, shared):
+                key = (type(layer), *((name, id(p)) for name, p in layer.named_parameters()))
+                setattr(parent, name, first.setdefault(key, layer))
+    return shared
 
 
-def _roots(module: nn.Module) -> list[nn.Module]:
-    if isinstance(module, Grows) or not any(True for _ in module.parameters()):
+def _is_layer(module: nn.Module, shared: Collection[int]) -> bool:
+    """Whether a module is a layer whose every parameter is shared."""
+    own = [id(p) in shared for p in module.parameters()]
+    simple = not [*module.children()] and not [*module.buffers()] and not hasattr(module, "dropout")
+    return simple and bool(own) and all(own)
+
+
+def _roots(module: nn.Module, shared: Collection[int]) -> list[nn.Module]:
+    own = [id(p) in shared for p in module.parameters()]
+    if isinstance(module, Grows) or not own:
         return []
-    if _is_called(module):
+    if _is_called(module) and (not any(own) or _is_layer(module, shared)):
         return [module]
-    roots = [root for child in module.children() for root in _roots(child)]
-    if isinstance(module, Denoiser) and len(roots) > 1:  # processes would wait where one has no rows for an expert
+    if isinstance(module, Denoiser) and len(_called(module)) > 1:  # one may have no rows in some process
         raise Incompatible("shard=True", need="a denoiser of one network", got=f"a {type(module).__name__}")
-    return roots
+    return [root for child in module.children() for root in _roots(child, shared)]
+
+
+def _called(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules with a ``forward``."""
+    return [module] if _is_called(module) else [part for child in module.children() for part in _called(child)]
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
@@ -87,15 +123,6 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
-
-
-def _refuse_shared(roots: Iterable[nn.Module]) -> None:
-    seen: set[int] = set()
-    for root in roots:
-        own = {id(p) for p in root.parameters()}
-        if own & seen:
-            raise Incompatible("shard=True", need="networks with parameters of their own", got="some that share theirs")
-        seen |= own
 
 
 def _own_parameters(module: nn.Module, args: object) -> None:
@@ -174,14 +201,15 @@ def part_of(x: Tensor) -> Tensor:
 
 
 def as_lies(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, as another one lies: its own part of it, if that is a shard."""
-    if not is_shard(like) or value.shape != like.shape:
+    """A tensor that every process has, whole or in shards, as another one lies; as it is where shapes differ."""
+    if value.shape != like.shape or is_shard(value) == is_shard(like):
         return value
+    if is_shard(value):
+        return whole(value)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
-    value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,11 +230,11 @@ def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def lent(parts: P, modules: Iterable[nn.Module]) -> P:
+def twins(parts: P, modules: Iterable[nn.Module]) -> P:
     """A copy of what holds these modules, by their own parameters: sharding it leaves them as they are.
 
     >>> net = nn.Linear(2, 3)
-    >>> lent([net], [net])[0].weight is net.weight
+    >>> twins([net], [net])[0].weight is net.weight
     True
     """
     return copy.deepcopy(parts, {id(x): x for module in modules for x in (*module.parameters(), *module.buffers())})

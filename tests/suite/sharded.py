@@ -29,7 +29,7 @@ from limbeck import (
 )
 from limbeck.problems.networks import MLP, ResidualMLP
 from limbeck.rng import Rng, seeded
-from limbeck.teachers import Trained
+from limbeck.teachers import Trained, low_rank
 
 WORLD = 2
 TICKS = 50
@@ -54,12 +54,16 @@ def classified(*, own: bool = False, steps: int = TICKS, dtype: torch.dtype = to
     return distill(teacher, student, objective, data, steps=steps, **settings)  # type: ignore[arg-type]
 
 
-def generated(objective: object, *, dtype: torch.dtype = torch.float64, **settings: object) -> Run:
+def generated(
+    objective: object, *, rank: int | None = None, dtype: torch.dtype = torch.float64, **settings: object
+) -> Run:
     """A one-step generator, its critic, and what else the objective has."""
     with seeded("denoisers"):
         teacher = Trained(ResidualMLP(shape=(3,), width=16, blocks=2)).to(dtype)
         nn.init.normal_(teacher.net.out.weight, std=0.1)  # type: ignore[union-attr, arg-type]
-    student = OneStep(teacher.clone(trainable=True), shape=(3,), ratio=2.0)  # type: ignore[arg-type]
+        teacher.requires_grad_(False)
+        denoiser = low_rank(teacher, rank) if rank else teacher.clone(trainable=True)
+    student = OneStep(denoiser, shape=(3,), ratio=2.0)
     data, optim = Rng(1).normal(32, 3).to(dtype), Adam(lr=1e-3, clip=0.5)
     settings = {"steps": TICKS, "batch": 8, "optim": optim, "ema": EMA(decay=0.9), **settings}
     return distill(teacher, student, objective, data, **settings)  # type: ignore[arg-type]
@@ -78,10 +82,17 @@ def sid(**settings: object) -> Run:
     return generated(SiD(), **{"steps": 10, **settings})
 
 
-RUNS: dict[str, Callable[..., Run]] = {"classified": classified, "dmd2": dmd2, "sid": sid}
+def adapters(**settings: object) -> Run:
+    """A student and a critic that are adapters on the teacher's own weights."""
+    critic = Critic(rank=2)
+    dmd = DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2)
+    return generated(dmd, rank=2, **{"steps": 10, **settings})
 
 
-JOBS = (("classified", 1), ("classified", 2), ("dmd2", 1), ("sid", 1))
+RUNS: dict[str, Callable[..., Run]] = {"classified": classified, "dmd2": dmd2, "sid": sid, "adapters": adapters}
+
+
+JOBS = (("classified", 2), ("dmd2", 1), ("sid", 1), ("adapters", 1))
 """Runs that are sharded, and in how many micro-batches."""
 
 
