@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from limbeck.engine.data import Source, as_source
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.optim import EMA, Optim, gradient_norm
-from limbeck.engine.ranks import as_the_first, summed
+from limbeck.engine.ranks import any_of, as_the_first, summed
 from limbeck.engine.roles import Cast, Role, load_module, own_state
 from limbeck.engine.schedule import value_at
+from limbeck.engine.shards import explained, filled, gathered, hollow, part_of, spread
 from limbeck.engine.student import Grows
 from limbeck.engine.tick import Place, Tick, put_buffers
 from limbeck.errors import BadSetting, Diverged, Incompatible, in_range
@@ -62,6 +63,7 @@ def distill(
     ema: EMA | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
+    shard: bool = False,
     seed: int | tuple[object, ...] = 0,
 ) -> "Run":
     """Sets up a distillation and checks that its parts fit; iterate over the result to run it.
@@ -80,6 +82,7 @@ def distill(
         ema: moving average of each student; where there is one, it is the result.
         accumulate: micro-batches of a tick.
         autocast: dtype of the forward passes, such as ``torch.bfloat16``.
+        shard: of several processes each holds a part of every network; see `spread`. One process is as without.
         seed: of everything random.
 
     Raises:
@@ -113,6 +116,7 @@ def distill(
         ema=ema,
         accumulate=accumulate,
         autocast=autocast,
+        shard=shard,
         seed=_names(seed),
     )
 
@@ -131,6 +135,7 @@ class Run:
         ema: EMA | None,
         accumulate: int,
         autocast: torch.dtype | None,
+        shard: bool,
         seed: tuple[object, ...],
     ):
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -150,6 +155,11 @@ class Run:
         for name in cast.students:
             if not any(name in term.roles and term.weight != 0 for term in self.terms):
                 raise Incompatible("a run", need=f"a loss that trains the {name}", got="none of weight above 0")
+        self._empty: dict[str, nn.Module] = {}
+        self._forget: Callable[[], None] | None = None
+        if shard and self.world > 1:
+            self._empty = {name: hollow(self.result(name)) for name in cast.students}
+            self._forget = spread(cast)
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
         self.skipped = 0
@@ -173,9 +183,13 @@ class Run:
         """The result so far of the student of this name."""
         return self.ema.get(name) or self.cast.students[name]
 
-    def result_state(self) -> dict[str, Tensor]:
-        """What is to be kept of the result: all but what a teacher lent it."""
-        return own_state(self.student, self.cast.roles["student"].lent)
+    def whole(self, name: str = "student") -> nn.Module:
+        """That result in one piece; of shards a copy, which all processes make together."""
+        return filled(self._empty[name], self.result(name)) if name in self._empty else self.result(name)
+
+    def result_state(self, student: nn.Module) -> dict[str, Tensor]:
+        """What is to be kept of the student in one piece: all but what a teacher lent it."""
+        return own_state(student, self.cast.roles["student"].lent)
 
     def load_result(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The student of a run built anew, with what `result_state` gave."""
@@ -185,8 +199,9 @@ class Run:
     @property
     def healthy(self) -> bool:
         """Whether the last updates and all parameters are finite: only then is this a state to go back to."""
-        params = (p for role in self.cast.roles.values() for p in role.params.values())
-        return not any(self._failures.values()) and all(bool(p.isfinite().all()) for p in params)
+        params = (p.detach() for role in self.cast.roles.values() for p in role.params.values())
+        finite = all(bool(part_of(p).isfinite().all()) for p in params)
+        return not any(self._failures.values()) and not any_of(not finite, self.device)
 
     def __iter__(self) -> Iterator[Step]:
         while self.i < self.steps:
@@ -208,13 +223,16 @@ class Run:
         for k in range(self.accumulate):
             last = Tick(self.cast, self._place(k, progress), {}, frozenset(roles))
             last.batch = self.source.take(last.size, last.rng("data"))
-            books.add(last)
+            with explained() if self._forget else nullcontext():
+                books.add(last)
         norms = books.close(roles)
         losses, values = books.means(), torch.stack([*norms.values()]).tolist() if norms else []
         norm = dict(zip(norms, values, strict=True))
         skipped = tuple(name for name in roles if not self._finite(name, norm, due, losses))
         put_buffers(pair for name in skipped for pair in buffers[name])  # running statistics saw the bad batch too
         self._update([name for name in roles if name not in skipped], norm, progress, last)
+        if self._forget:
+            self._forget()
         self.i += 1
         return Step(self.i, losses, norm, skipped, time.perf_counter() - began)
 
@@ -238,7 +256,7 @@ class Run:
             role = self.cast.roles[name]
             if role.optim.clip is not None and norms[name] > role.optim.clip:
                 for grad in _grads(role.params):
-                    grad.mul_(role.optim.clip / norms[name])
+                    part_of(grad).mul_(role.optim.clip / norms[name])
             role.step(progress)
         for target in self.cast.targets.values():
             if target.role.name in names:
@@ -265,8 +283,9 @@ class Run:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs to end with the same bits."""
-        return {"i": self.i, "skipped": self.skipped, "failures": dict(self._failures), **self.cast.state_dict()}
+        """Everything a resumed run needs to end with the same bits; of shards, on the first process alone."""
+        state = {"i": self.i, "skipped": self.skipped, "failures": dict(self._failures), **self.cast.state_dict()}
+        return gathered(state) if self._forget else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, into a run built anew from the same parts."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.schedule import Schedule, value_at
+from limbeck.engine.shards import is_shard, whole
 from limbeck.errors import in_range
 
 
@@ -107,6 +108,6 @@ class EMA:
 def gradient_norm(params: Iterable[Tensor]) -> Tensor:
     """‖(g₁, g₂, …)‖₂ over the parameters that have a gradient, []."""
     grads = [p.grad for p in params if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-    whole = getattr(norm, "full_tensor", None)  # of shards: over all ranks
-    return whole() if whole else norm
+    kinds = [[grad for grad in grads if is_shard(grad) == kind] for kind in (False, True)]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    return torch.stack(norms).norm() if len(norms) > 1 else norms[0] if norms else torch.zeros(())

@@ -4,12 +4,18 @@ import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from limbeck.errors import Failed
+
+T = TypeVar("T")
+
+GONE = "another process of this run has ended; start all of them again with --resume."
+"""What is said where a process waits in vain."""
 
 
 @contextmanager
@@ -40,10 +46,19 @@ def leads() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def several() -> bool:
+    """Whether this run is of more than one process.
+
+    >>> several()
+    False
+    """
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
 def meet() -> None:
     """Waits until every process is here."""
     if dist.is_initialized():
-        _together(dist.barrier)
+        exchanged(dist.barrier)
 
 
 def summed(x: Tensor) -> Tensor:
@@ -51,7 +66,7 @@ def summed(x: Tensor) -> Tensor:
     if hasattr(x, "full_tensor"):  # a shard, in which FSDP has left the mean over processes
         return x.mul_(dist.get_world_size())
     if dist.is_initialized():
-        _together(lambda: dist.all_reduce(x))
+        exchanged(lambda: dist.all_reduce(x))
     return x
 
 
@@ -68,20 +83,20 @@ def as_the_first(tensors: Iterable[Tensor]) -> None:
             if hasattr(x, "full_tensor"):  # a shard, which no other process has
                 continue
             whole = x.detach().contiguous()
-            _together(lambda whole=whole: dist.broadcast(whole, 0))
+            exchanged(lambda whole=whole: dist.broadcast(whole, 0))
             x.data.copy_(whole)
 
 
-def _together(exchange: Callable[[], object]) -> None:
-    """An exchange with the other processes.
+def exchanged(exchange: Callable[[], T]) -> T:
+    """What an exchange with the other processes gives.
 
     Raises:
         Failed: one of them is gone.
     """
     try:
-        exchange()
+        return exchange()
     except RuntimeError as error:
-        raise Failed("another process of this run has ended; start all of them again with --resume.") from error
+        raise Failed(GONE) from error
 
 
-__all__ = ["any_of", "as_the_first", "leads", "meet", "summed", "together"]
+__all__ = ["GONE", "any_of", "as_the_first", "exchanged", "leads", "meet", "several", "summed", "together"]

@@ -1,6 +1,6 @@
 """Recipes: a published system as stages of parts, its paper, and a claim that is measured."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from limbeck.engine.data import Source
 from limbeck.engine.loop import Run, distill
 from limbeck.engine.objective import Objective
 from limbeck.engine.optim import EMA, Adam, Optim
+from limbeck.engine.ranks import several
+from limbeck.engine.shards import twins
 from limbeck.errors import BadSetting, in_range
 from limbeck.rng import seeded
 
@@ -45,6 +47,10 @@ def _teacher(problem: Problem, prior: Prior) -> Modules | None:
     return problem.teacher
 
 
+def _modules(parts: Modules | None) -> Iterable[nn.Module]:
+    return parts.values() if isinstance(parts, Mapping) else () if parts is None else (parts,)
+
+
 def _data(problem: Problem, prior: Prior) -> Source | None:
     return problem.source
 
@@ -65,6 +71,7 @@ class Stage:
         ema: moving average of the student.
         accumulate: micro-batches of a tick.
         bf16: forward passes in bfloat16; parameters, gradients and losses stay as they are.
+        shard: of several processes each holds a part of every network, instead of all of it; see `distill`.
     """
 
     name: str
@@ -78,6 +85,7 @@ class Stage:
     ema: EMA | None = None
     accumulate: int = 1
     bf16: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, 1)
@@ -87,8 +95,11 @@ class Stage:
         """The run of this stage, checked and ready."""
         with seeded(seed, self.name, "student"):
             student = self.student(problem, prior)
+        teacher = self.teacher(problem, prior)
+        if self.shard and several():  # the problem's own networks, and those of other stages, stay whole
+            teacher, student = twins((teacher, student), (*_modules(teacher), *_modules(student)))
         return distill(
-            self.teacher(problem, prior),
+            teacher,
             student,
             self.objective,
             self.data(problem, prior),
@@ -98,6 +109,7 @@ class Stage:
             ema=self.ema,
             accumulate=self.accumulate,
             autocast=torch.bfloat16 if self.bf16 else None,
+            shard=self.shard,
             seed=(seed, self.name),
         )
 

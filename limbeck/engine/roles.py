@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
 from limbeck.engine.optim import EMA, Adam, Optim
+from limbeck.engine.shards import as_lies, is_shard, part_of
 from limbeck.engine.student import Grows, Rows, Student
 from limbeck.engine.taps import Pick, Taps, find, first_tensor
 from limbeck.errors import BadSetting, Incompatible
@@ -33,16 +34,19 @@ class Role:
         self.names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
         self.steps = 0
         self.learns = True
+        self.params: dict[str, nn.Parameter] = {}
         self.bind()
 
     def bind(self) -> None:
         """A new optimiser over the module's parameters as they are now."""
         every = dict(self.module.named_parameters())
-        self.params = {name: every[name] for name in self.names}
+        self.params.update((name, every[name]) for name in self.names)  # whoever holds them sees the new ones
         self.buffers = [*self.module.buffers()]
-        groups: dict[float, dict[str, Any]] = {}  # parameters of one learning rate are updated by one fused call
+        # parameters of one learning rate are updated by one fused call; shards by another than what is whole
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, p in self.params.items():
-            groups.setdefault(self.optim.factor(name), {"params": [], "name": name})["params"].append(p)
+            key = self.optim.factor(name), is_shard(p)
+            groups.setdefault(key, {"params": [], "name": name})["params"].append(p)
         self.optimizer = self.optim.build(groups.values())
 
     def learn(self, wants: bool) -> None:
@@ -74,7 +78,7 @@ class Role:
     def _load_moments(self, moments: Mapping[str, dict[str, Tensor]]) -> None:
         for name, p in self.params.items():
             if moments.get(name):
-                self.optimizer.state[p] = {key: value.clone() for key, value in moments[name].items()}
+                self.optimizer.state[p] = {key: as_lies(value, p).clone() for key, value in moments[name].items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, moments by parameter name, and the number of steps."""
@@ -106,7 +110,8 @@ class Target:
         """One step towards the role's parameters; buffers are copied."""
         keep = self.ema.at(self.updates)
         for name, p in self.role.params.items():
-            self.params[name].lerp_(p, 1 - keep)
+            mine = self.params[name]
+            part_of(mine).lerp_(part_of(as_lies(p, mine)), 1 - keep)
         for buffer, value in zip(self.buffers, self.role.buffers, strict=True):
             buffer.copy_(value)
         self.updates += 1
@@ -392,7 +397,8 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor], lent: Collection
         module.resize({name: state[name].shape for name, _ in module.named_parameters()})
     if more := set(lent) & set(state):
         raise KeyError(f"{min(more)} is lent by a teacher")
-    own = module.state_dict() if lent else {}
+    own = module.state_dict()
+    state = {name: as_lies(x, own[name]) if name in own else x for name, x in state.items()}
     module.load_state_dict({**state, **{name: own[name] for name in lent}})
 
 

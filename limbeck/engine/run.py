@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
@@ -84,7 +85,7 @@ class Session:
 
     def _recall(self, stage: Stage | Make) -> None:
         if isinstance(stage, Stage):
-            run = self._start(stage)
+            run = self._start(replace(stage, shard=False))
             self._load(run.load_result, read_state(self.prior.folder(stage.name)))
             self.prior.students[stage.name] = run.student.eval()
 
@@ -157,13 +158,13 @@ class Session:
         assert run is not None
         moments = {round(share * run.steps) for share in MOMENTS}
         if run.i == 0:
-            self.watch(self._index, 0, run.student)
+            self.watch(self._index, 0, run.whole())
         while run.i < run.steps:
             with _telling(f"stage {stage.name}, tick {run.i},"):
                 step = run.tick()
                 self.stopping = any_of(self.stopping, run.device)
             if run.i in moments:  # before the checkpoint: a moment that was passed has been shown
-                self.watch(self._index, run.i, run.student)
+                self.watch(self._index, run.i, run.whole())
             with writing(self.folder / "metrics.jsonl"):
                 metrics.write(_line(stage, step))
             yield stage, step
@@ -176,19 +177,21 @@ class Session:
         if not run.healthy:
             raise Diverged(f"stage {stage.name} ended with parameters or updates that are not finite.")
         self._flush(metrics)
+        student = run.whole().eval()
         if leads():
-            write_folder(self.prior.folder(stage.name), state=run.result_state())
+            write_folder(self.prior.folder(stage.name), state=run.result_state(student))
         meet()
-        self.prior.students[stage.name] = run.student.eval()
+        self.prior.students[stage.name] = student
         self._index, self.run = self._index + 1, None
 
     def checkpoint(self) -> None:
         """Writes the state of the stage under way, and removes all checkpoints but the newest few."""
         assert self.run is not None
+        state = self.run.state_dict()  # by all: shards are put together
         if not leads():
             return
         where = self.folder / "checkpoint"
-        write_folder(where / f"{self._index:02d}-{self.run.i:08d}", state=self.run.state_dict())
+        write_folder(where / f"{self._index:02d}-{self.run.i:08d}", state=state)
         for old in (*where.glob(".*.partial"), *sorted(where.glob("[0-9][0-9]-*"))[:-KEPT]):
             shutil.rmtree(old)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.shards import before_backward
 from limbeck.errors import Incompatible
 
 Pick = str | Callable[[str, nn.Module], bool]
@@ -30,14 +31,20 @@ class _Box:
 class _Keep:
     """A hook that puts a tensor into an open box; of copies and pickles of its module it is no part."""
 
-    def __init__(self, box: _Box | None = None, name: str = "", when: Literal["before", "after"] = "after"):
-        self.box, self.name, self.when = box, name, when
+    def __init__(
+        self,
+        box: _Box | None = None,
+        name: str = "",
+        when: Literal["before", "after"] = "after",
+        around: tuple[nn.Module, ...] = (),
+    ):
+        self.box, self.name, self.when, self.around = box, name, when, around
 
     def __call__(self, module: nn.Module, args: Any, more: Any) -> None:
         # closed while checkpointing computes again
         if self.box is not None and self.box.open:
             found = first_tensor((args, more) if self.when == "before" else more)
-            self.box.found[self.name] = found
+            self.box.found[self.name] = before_backward(self.around, found)
             self.box.versions[self.name] = None if torch.compiler.is_compiling() else found._version
 
     def __deepcopy__(self, memo: object) -> "_Keep":
@@ -52,13 +59,15 @@ class Taps(Mapping[str, Tensor]):
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]):
         self.names, self._box = names, _Box()
-        known = submodules(module)
-        self._handles = [self._hook(known[name.removesuffix(INPUT)], name) for name in names]
+        known = {"": module, **submodules(module)}
+        self._handles = [self._hook(known, name) for name in names]
 
-    def _hook(self, target: nn.Module, name: str) -> Any:
-        if name.endswith(INPUT):
-            return target.register_forward_pre_hook(_Keep(self._box, name, "before"), with_kwargs=True)
-        return target.register_forward_hook(_Keep(self._box, name, "after"))
+    def _hook(self, known: Mapping[str, nn.Module], name: str) -> Any:
+        path = name.removesuffix(INPUT)
+        around = tuple(part for other, part in known.items() if not other or f"{path}.".startswith(f"{other}."))
+        if path != name:
+            return known[path].register_forward_pre_hook(_Keep(self._box, name, "before", around), with_kwargs=True)
+        return known[path].register_forward_hook(_Keep(self._box, name, "after", around))
 
     def __enter__(self) -> Self:
         self._box.found.clear()

@@ -67,22 +67,28 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module", params=[(), ("--shard", "true")], ids=["whole", "sharded"])
+def how(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Whether each process holds all of every network, or a part."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(how: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two."""
     folder = tmp_path_factory.mktemp("pair")
-    first, second = limbeck(folder, 2, *ARGS)
+    first, second = limbeck(folder, 2, *ARGS, *how)
     assert (first.code, second.code) == (0, 0), first.text + second.text
     assert "run: " in first.text and second.text == ""
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def broken(how: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two left of which the first was killed while it wrote its second checkpoint."""
     folder = tmp_path_factory.mktemp("broken")
     kill = Strike("limbeck.engine.checkpoint.save_file", 2, "amid").arm
-    first, second = limbeck(folder, 2, *ARGS, prepare=(kill,))
+    first, second = limbeck(folder, 2, *ARGS, *how, prepare=(kill,))
     assert (first.code, second.code) == (-signal.SIGKILL, 1)
     assert second.text.count("\n") == 1 and "another process" in second.text
     return folder / "run"

@@ -1,6 +1,7 @@
-"""One of two ranks whose student is sharded by FSDP. ``python -m tests.suite.sharded FOLDER RANK``."""
+"""One of two ranks whose networks are sharded by FSDP. ``python -m tests.suite.sharded FOLDER RANK``."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,11 +11,28 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from limbeck import KD, Adam, Dataset, FitNets, distill
-from limbeck.problems.networks import MLP
+from limbeck import (
+    DMD,
+    EMA,
+    GAN,
+    KD,
+    Adam,
+    ConfidenceWeighted,
+    Critic,
+    Dataset,
+    Fake,
+    FitNets,
+    OneStep,
+    Run,
+    SiD,
+    distill,
+)
+from limbeck.problems.networks import MLP, ResidualMLP
 from limbeck.rng import Rng, seeded
+from limbeck.teachers import Trained, low_rank
 
 WORLD = 2
+TICKS = 50
 
 
 def whole(x: Tensor) -> Tensor:
@@ -22,20 +40,70 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[operator]
 
 
-def record(*, shard: bool, accumulate: int) -> dict[str, Tensor]:
-    """Parameters, losses and norms after a few ticks of KD with a hint, whose student is tapped."""
+def classified(*, own: bool = False, steps: int = TICKS, dtype: torch.dtype = torch.float64, **settings: object) -> Run:
+    """KD with a hint and weighted labels, whose student is tapped; ``own``: the user has sharded it."""
     with seeded("networks"):
-        student, teacher = (MLP(size=4, classes=3, widths=(8, width)).double() for width in (8, 12))
-    if shard:
+        student, teacher = (MLP(size=4, classes=3, widths=(8, width)).to(dtype) for width in (8, 12))
+    if own:
         mesh = init_device_mesh("cpu", (WORLD,))
         for block in (*student.blocks, student):
             fully_shard(block, mesh=mesh)
-    data = Dataset(x=Rng(1).normal(32, 4).double(), y=Rng(2).integers(32, 3))
-    objective, optim = KD() + FitNets(pairs={"blocks.1": "blocks.1"}), Adam(lr=1e-2, clip=0.1)
-    run = distill(teacher, student, objective, data, steps=4, batch=8, optim=optim, accumulate=accumulate)
-    steps = [torch.tensor([*step.losses.values(), *step.norms.values()]) for step in run]
-    learned: nn.Module = run.cast.student
-    return {"steps": torch.stack(steps), **{n: whole(p).detach().clone() for n, p in learned.named_parameters()}}
+    data = Dataset(x=Rng(1).normal(32, 4).to(dtype), y=Rng(2).integers(32, 3))
+    objective = KD() + FitNets(pairs={"blocks.1": "blocks.1"}) + ConfidenceWeighted()
+    settings = {"batch": 8, "optim": Adam(lr=1e-2, clip=0.1), "ema": None if own else EMA(decay=0.9), **settings}
+    return distill(teacher, student, objective, data, steps=steps, **settings)  # type: ignore[arg-type]
+
+
+def generated(
+    objective: object, *, rank: int | None = None, dtype: torch.dtype = torch.float64, **settings: object
+) -> Run:
+    """A one-step generator, its critic, and what else the objective has."""
+    with seeded("denoisers"):
+        teacher = Trained(ResidualMLP(shape=(3,), width=16, blocks=2)).to(dtype)
+        nn.init.normal_(teacher.net.out.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+        teacher.requires_grad_(False)
+        denoiser = low_rank(teacher, rank) if rank else teacher.clone(trainable=True)
+    student = OneStep(denoiser, shape=(3,), ratio=2.0)
+    data, optim = Rng(1).normal(32, 3).to(dtype), Adam(lr=1e-3, clip=0.5)
+    settings = {"steps": TICKS, "batch": 8, "optim": optim, "ema": EMA(decay=0.9), **settings}
+    return distill(teacher, student, objective, data, **settings)  # type: ignore[arg-type]
+
+
+def dmd2(**settings: object) -> Run:
+    """DMD2: a critic, and a discriminator that looks through it."""
+    critic = Critic()
+    return generated(
+        DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2), **settings
+    )
+
+
+def sid(**settings: object) -> Run:
+    """SiD: gradients through teacher and critic."""
+    return generated(SiD(), **{"steps": 10, **settings})
+
+
+def adapters(**settings: object) -> Run:
+    """A student and a critic that are adapters on the teacher's own weights."""
+    critic = Critic(rank=2)
+    dmd = DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2)
+    return generated(dmd, rank=2, **{"steps": 10, **settings})
+
+
+RUNS: dict[str, Callable[..., Run]] = {"classified": classified, "dmd2": dmd2, "sid": sid, "adapters": adapters}
+
+
+JOBS = (("classified", 2), ("dmd2", 1), ("sid", 1), ("adapters", 1))
+"""Runs that are sharded, and in how many micro-batches."""
+
+
+def numbers(run: Run) -> dict[str, Tensor]:
+    """Losses and norms of every tick, and what all roles and averages end with."""
+    steps = [torch.tensor([*step.losses.values(), *step.norms.values()], dtype=torch.float64) for step in run]
+    last = {f"step {k}": step for k, step in enumerate(steps)}
+    modules = {name: role.module for name, role in run.cast.roles.items()}
+    modules |= {name: target.module for name, target in run.cast.targets.items()}
+    params = {f"{who} {n}": p for who, module in modules.items() for n, p in module.named_parameters()}
+    return last | {name: whole(p.detach()).clone() for name, p in params.items()}
 
 
 def main(folder: Path, rank: int) -> None:
@@ -43,7 +111,9 @@ def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     for accumulate in (1, 2):
-        save_file(record(shard=True, accumulate=accumulate), folder / f"{rank}-{accumulate}.safetensors")
+        save_file(numbers(classified(own=True, steps=4, accumulate=accumulate)), folder / f"{rank}-own-{accumulate}")
+    for name, accumulate in JOBS:
+        save_file(numbers(RUNS[name](shard=True, accumulate=accumulate)), folder / f"{rank}-{name}-{accumulate}")
     dist.destroy_process_group()
 
 
