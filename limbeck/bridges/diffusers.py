@@ -1,6 +1,7 @@
 """Pipelines of diffusers: networks as denoisers, schedulers as noise processes, and students as pipelines again."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
 from limbeck.errors import BadFile, Incompatible
-from limbeck.students import FewStep
+from limbeck.students import FewStep, Trajectory
 from limbeck.tree import Tree, tree_map
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
@@ -144,17 +145,26 @@ def read_pipeline(folder: str | Path) -> Diffusers:
     return Diffusers(net.requires_grad_(False).eval(), clock_of(scheduler), taps=middle)
 
 
-def steps_of(clock: Clock, steps: int) -> tuple[float, ...]:
-    """Noise levels σ/α of a student of so many steps that a pipeline then takes by itself.
+def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[float, ...]:
+    """Noise levels σ/α of a student of so many steps that a pipeline then takes by itself, evenly spaced in time.
+
+    They are those of timesteps n − 1, n − 1 − n/K, …, of K steps: n is a multiple of K, so that every scheduler agrees
+    on them, and the one whose first level is nearest to ``ratio``. A generator starts from noise of unit variance
+    whatever its first level is called, and learns most easily at one where the teacher does not answer with a blur:
+    DMD2 tells its one step of SDXL timestep 399 of 1 000, where σ/α = 1.2 (arXiv 2405.14867, its released code).
 
     Raises:
         Incompatible: a process without a table.
+
+    >>> clock = Clock(Tabulated((0.9, 0.5, 0.1, 0.0)), "v")
+    >>> [[round(ratio, 3) for ratio in steps_of(clock, steps, ratio=2.9)] for steps in (1, 2)]
+    [[3.0], [1.0, 0.333]]
     """
     if not isinstance(process := clock.process, Tabulated):
         raise Incompatible("a pipeline of few steps", need="a table of noise levels", got=type(process).__name__)
-    scheduler = _lcm({"num_train_timesteps": len(process.table)})
-    scheduler.set_timesteps(steps)
-    return tuple(process.ratio(scheduler.timesteps.double() - clock.offset).tolist())
+    first = float(process.at_ratio(torch.tensor([ratio], dtype=torch.float64)))
+    n = steps * max(1, min(round(first / steps), len(process.table) // steps))
+    return tuple(process.ratio(n - n // steps * torch.arange(steps, dtype=torch.float64)).tolist())
 
 
 def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> None:
@@ -173,14 +183,15 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
     denoiser = student.denoiser
     if not isinstance(denoiser, Diffusers):
         raise Incompatible("a pipeline", need="a student around a network of diffusers", got=type(denoiser).__name__)
-    asked = steps_of(denoiser.clock, len(student.ratios))
+    asked = steps_of(denoiser.clock, len(student.ratios), ratio=student.ratios[0])
     given, fits = (torch.tensor(ratios, dtype=torch.float64) for ratios in (student.ratios, asked))
     if not torch.allclose(given, fits, rtol=1e-6):
         need = f"steps at σ/α of {', '.join(f'{ratio:.4g}' for ratio in asked)}"
         got = ", ".join(f"{ratio:.4g}" for ratio in student.ratios)
-        raise Incompatible("a pipeline", need=need, got=got, fit=f"ratios=steps_of(clock, {len(asked)})")
+        fit = f"ratios=steps_of(clock, {len(asked)}, ratio={student.ratios[0]:.4g})"
+        raise Incompatible("a pipeline", need=need, got=got, fit=fit)
     known = _kind(_diffusers(), index["scheduler"][1]).from_pretrained(like, subfolder="scheduler")
-    scheduler = _lcm(known.config)
+    scheduler = _scheduler(known, student)
     with new_folder(Path(folder)) as made:
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
         for name in (part for part in index if part not in (place, "scheduler") and (Path(like) / part).is_dir()):
@@ -189,13 +200,22 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         net.save_pretrained(made / place, safe_serialization=True)
         scheduler.save_pretrained(made / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        if index.get("_class_name") == "DDIMPipeline":  # it would make a DDIMScheduler of any scheduler
+            index["_class_name"] = "DDPMPipeline"
         (made / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def _lcm(config: Mapping[str, Any]) -> Any:
-    """The scheduler that goes from an x0 to the next level by fresh noise, as `FewStep` does."""
-    steps = min(50, int(config["num_train_timesteps"]))
-    return _diffusers().LCMScheduler.from_config(config, original_inference_steps=steps, clip_sample=False)
+def _scheduler(known: Any, student: FewStep) -> Any:
+    """The scheduler that takes a student's steps, of as many timesteps as there are below the first of them."""
+    n = round(float(student.times[0]))
+    table: dict[str, Any] = {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
+    if n < len(known.betas):
+        table |= {"trained_betas": known.betas[:n].tolist(), "rescale_betas_zero_snr": False}
+    if isinstance(student, Trajectory):
+        walk = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
+        return _diffusers().DDIMScheduler.from_config(known.config, **table, **walk)
+    steps = {"original_inference_steps": n, "timestep_scaling": 1e4}  # x0 as it is, without a share of x_t
+    return _diffusers().LCMScheduler.from_config(known.config, **table, **steps)
 
 
 def _diffusers() -> Any:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
 from limbeck.diffusion import Karras
 from limbeck.diffusion.table import Tabulated
-from limbeck.engine.data import Source
+from limbeck.engine.data import Batch, Drawn, Source
 from limbeck.errors import Incompatible
 from limbeck.problems.problem import Generative
 from limbeck.rng import Rng
@@ -20,11 +20,17 @@ from limbeck.tree import Tree
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RATIO = 1.2
+"""Where one step suits a pipeline, σ/α; see `steps_of`."""
+
 
 class Pipeline(Generative):
-    """An unconditional pipeline of diffusers: no data, samples of the teacher's own as the reference.
+    """An unconditional pipeline of diffusers: samples of the teacher's own are data and reference, each in its part.
 
-    A generator starts where a pipeline's own first step is, so that it can leave as one; see `write_pipeline`.
+    A generator's steps are some that a pipeline takes by itself, so that it can leave as one; see `write_pipeline`.
+
+    Attributes:
+        drawn: how many samples of the teacher's are the data; they are made when a run first asks for some.
 
     Args:
         folder: of the pipeline.
@@ -35,6 +41,7 @@ class Pipeline(Generative):
     """
 
     judged = 512
+    drawn = 2048
 
     def __init__(self, folder: str | Path):
         self.folder, self.name = Path(folder), Path(folder).name
@@ -48,23 +55,37 @@ class Pipeline(Generative):
             raise Incompatible("a problem made of a pipeline", need=need, got=got)
         size = config["sample_size"]
         self.shape = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
-        (self.ratio,) = steps_of(self.network_read.clock, 1)
-        self.times = Karras(sigma_min=0.02, sigma_max=min(self.ratio, 160.0))  # a table may end in pure noise
+        (self.ratio,) = steps_of(self.network_read.clock, 1, ratio=RATIO)
+        (noisiest,) = steps_of(self.network_read.clock, 1)
+        self.times = Karras(sigma_min=0.02, sigma_max=min(noisiest, 40.0))  # above, x0 from ε is mostly its error
 
     @property
     def teacher(self) -> Diffusers:
         return self.network_read
 
     @property
-    def source(self) -> Source | None:
-        return None
+    def source(self) -> Source:
+        return Drawn(self._some, fields=("x",))
+
+    def _some(self, n: int, rng: Rng) -> Batch:
+        return {"x": self._data[rng.integers(n, self.drawn)]}
+
+    @cached_property
+    def _data(self) -> Tensor:
+        return self._samples("data", self.drawn)
+
+    def levels(self, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        return steps_of(self.network_read.clock, len(ratios), ratio=ratios[0])
 
     def conditions(self, n: int, rng: Rng) -> Tree:
         return None
 
     @cached_property
     def _reference(self) -> Tensor:
-        noise = Rng((self.name, "reference")).normal(2 * self.judged, *self.shape, dtype=torch.float32)
+        return self._samples("reference", 2 * self.judged)
+
+    def _samples(self, name: str, n: int) -> Tensor:
+        noise = Rng((self.name, name)).normal(n, *self.shape, dtype=torch.float32)
         return torch.cat([self.teacher_sample(part, None) for part in noise.split(256)])
 
     def reference(self) -> Tensor:

@@ -65,6 +65,10 @@ class Generative(Problem):
     def network(self) -> Denoiser:
         return self.teacher.clone(trainable=True)
 
+    def levels(self, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        """Noise levels of a generator's steps that the problem can use, near the ones that a recipe asks for."""
+        return ratios
+
     @abstractmethod
     def conditions(self, n: int, rng: Rng) -> Tree:
         """n conditions as they occur in the data."""

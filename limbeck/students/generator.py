@@ -113,7 +113,7 @@ class FromTeacher:
 
     Args:
         ratios: noise levels σ/α of its steps, from the noisiest down; one of them for a one-step generator. By default
-            one, the level that the problem names.
+            one, the level that the problem names. A problem may need others near these; see `Generative.levels`.
         kind: of a generator with several steps.
 
     >>> from limbeck.problems.mixture2d import Mixture2D
@@ -125,7 +125,7 @@ class FromTeacher:
     kind: type[FewStep] = FewStep
 
     def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> FewStep:
-        ratios = self.ratios or (problem.ratio,)
+        ratios = problem.levels(self.ratios or (problem.ratio,))
         if len(ratios) == 1:
             return OneStep(problem.network(), shape=problem.shape, ratio=ratios[0])
         return self.kind(problem.network(), shape=problem.shape, ratios=ratios)
