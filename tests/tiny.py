@@ -49,9 +49,9 @@ def t5_tokenizer() -> Any:
     return transformers.T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=LENGTH)
 
 
-def t5() -> Any:
-    """A text encoder of width 16."""
-    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+def t5(width: int = 16) -> Any:
+    """A text encoder."""
+    config = transformers.T5Config(vocab_size=30, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return transformers.T5EncoderModel(config).eval()
 
 
@@ -147,10 +147,10 @@ def stable_diffusion_3(folder: Path, **scheduler: Any) -> Any:
             vae=vae(scaling_factor=0.3, shift_factor=0.1),
             text_encoder=clip("CLIPTextModelWithProjection"),
             text_encoder_2=clip("CLIPTextModelWithProjection"),
-            text_encoder_3=None,
+            text_encoder_3=t5(32),
             tokenizer=clip_tokenizer(),
             tokenizer_2=clip_tokenizer(),
-            tokenizer_3=None,
+            tokenizer_3=t5_tokenizer(),
         )
     pipeline.save_pretrained(folder)
     return pipeline

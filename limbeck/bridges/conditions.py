@@ -23,6 +23,10 @@ PROMPTED = (
 """Networks that take texts."""
 
 
+PACKED = 128
+"""Height and width of latents where a pipeline of packed ones has no size of its own."""
+
+
 def config_of(net: nn.Module) -> Mapping[str, Any]:
     """The configuration of a network of diffusers; empty for other modules."""
     return getattr(net, "config", {})
@@ -79,6 +83,19 @@ def unpack(x: Tensor, high: int, wide: int) -> Tensor:
     """
     patches = x.unflatten(1, (high, wide)).unflatten(3, (-1, 2, 2))
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def size_of(net: nn.Module) -> tuple[int, int]:
+    """Height and width of a network's own samples."""
+    size = PACKED if is_packed(net) else config_of(net)["sample_size"]
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def tokens_of(net: nn.Module) -> int | None:
+    """How many tokens a transformer makes of a sample; None for other networks."""
+    patch = 2 if is_packed(net) else config_of(net).get("patch_size")
+    high, wide = size_of(net)
+    return (high // patch) * (wide // patch) if isinstance(patch, int) else None
 
 
 def labels_of(net: nn.Module) -> int | None:
@@ -145,11 +162,15 @@ def _is_told_sizes(net: nn.Module) -> bool:
 __all__ = [
     "LABELLED",
     "PROMPTED",
+    "config_of",
+    "is_packed",
     "keep_labels",
     "labels_of",
     "null_label",
     "pack",
     "predict",
     "prompt_inputs",
+    "size_of",
+    "tokens_of",
     "unpack",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.bridges.conditions import is_packed, keep_labels, labels_of, null_label, predict
+from limbeck.bridges.conditions import is_packed, keep_labels, labels_of, null_label, predict, tokens_of
 from limbeck.bridges.folder import index_of, kind_of, place_of, read_part
 from limbeck.diffusion.denoiser import Featured, Seen
 from limbeck.diffusion.process import Form, Process, RectifiedFlow
@@ -21,9 +21,6 @@ from limbeck.engine.taps import tap
 from limbeck.errors import Incompatible
 from limbeck.students import FewStep
 from limbeck.tree import Tree, tree_map
-
-PACKED = 128
-"""Height and width of latents where a pipeline of packed ones has no size of its own."""
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """What a network predicts: diffusers' word for it, and ours."""
@@ -162,19 +159,11 @@ def read_pipeline(folder: str | Path) -> Diffusers:
     """
     net = read_part(folder, place_of(folder))
     keep_labels(net)
-    clock = clock_of(read_part(folder, "scheduler"), _tokens(net))
+    clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
     middle = {"mid_block": net.config["block_out_channels"][-1]} if getattr(net, "mid_block", None) else {}
     return Diffusers(
         net.requires_grad_(False).eval(), replace(clock, even=is_packed(net)), null=null_label(net), taps=middle
     )
-
-
-def _tokens(net: Any) -> int | None:
-    """How many tokens a transformer makes of an image of its own size."""
-    if is_packed(net):
-        return (PACKED // 2) ** 2
-    patch, size = (net.config.get(name) for name in ("patch_size", "sample_size"))
-    return (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else None
 
 
 def steps_of(clock: Clock, steps: int) -> tuple[float, ...]:

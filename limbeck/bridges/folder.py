@@ -78,7 +78,8 @@ def read_part(folder: str | Path, name: str) -> Any:
     try:
         return kind_of(index[name][1]).from_pretrained(folder, subfolder=name, **weights)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"{folder} is not a whole pipeline: {' '.join(str(error).split())[:200]}.") from error
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        raise BadFile(f"{folder} is not a whole pipeline: {text}.") from error
 
 
 def config_of_part(folder: str | Path, name: str) -> Mapping[str, Any] | None:

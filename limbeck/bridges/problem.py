@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs
-from limbeck.bridges.diffusers import PACKED, Diffusers, read_pipeline, steps_of
+from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs, size_of
+from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
 from limbeck.bridges.folder import index_of, place_of
 from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
@@ -169,14 +169,12 @@ def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bo
 def _shape(net: Any) -> tuple[int, ...]:
     """Of one sample."""
     config = config_of(net)
-    if is_packed(net):
-        return (config["in_channels"] // 4, PACKED, PACKED)
-    channels, size = config["in_channels"], config["sample_size"]
+    channels = config["in_channels"]
     out = config.get("out_channels") or channels
     if out < channels:
         need = "a network that is given noised samples alone"
         raise Incompatible("a pipeline as a problem", need=need, got=f"one with {channels - out} channels more")
-    return (channels, *((size, size) if isinstance(size, int) else size))
+    return (channels // 4 if is_packed(net) else channels, *size_of(net))
 
 
 def _shrunk(x: Tensor) -> Tensor:

@@ -122,14 +122,14 @@ def _encoders(folder: Path) -> Any:
     kind = kind_of(index.get("_class_name"))
     if not any(map(_is_of_text, index)) or not hasattr(kind, "encode_prompt"):
         raise Incompatible("prompts", need="a pipeline with text encoders", got=f"a {kind.__name__} without them")
-    parts = (name for name, value in index.items() if isinstance(value, list) and value[:1] != [None])
-    left = {name: None for name in parts if not _is_of_text(name) and name != "scheduler"}
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and name != "scheduler"}
+    left: dict[str, Any] = {name: None for name, value in parts.items() if not _is_of_text(name) or value[:1] == [None]}
     if "requires_safety_checker" in index:
         left["requires_safety_checker"] = False  # nothing is shown to anyone here
     try:
         pipeline = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **left)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())[:200].rstrip(".")
         raise BadFile(f"{folder} has no text encoders that can be read: {text}.") from error
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
