@@ -79,7 +79,6 @@ def images(pipeline: Path) -> dict[str, tuple[Tensor, Tensor]]:
     root, asked = pipeline.parent, list[str]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pipeline, "judged", 64)
-        patch.setattr(Pipeline, "drawn", 128)
         for name, (steps, settings) in RUNS.items():
             run, out = str(root / name), str(root / f"{name} out")
             words = ("--on", str(pipeline), "--out", run, "--batch", "32", *settings)

@@ -2,5 +2,17 @@
 
 from limbeck.bridges.diffusers import Clock, Diffusers, clock_of, read_pipeline, steps_of, write_pipeline
 from limbeck.bridges.problem import Pipeline
+from limbeck.bridges.prompts import Prompts, encode, read_prompts
 
-__all__ = ["Clock", "Diffusers", "Pipeline", "clock_of", "read_pipeline", "steps_of", "write_pipeline"]
+__all__ = [
+    "Clock",
+    "Diffusers",
+    "Pipeline",
+    "Prompts",
+    "clock_of",
+    "encode",
+    "read_pipeline",
+    "read_prompts",
+    "steps_of",
+    "write_pipeline",
+]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,10 @@ class Problem(ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """A trainable network for students."""
+
+    def keep(self, folder: Path) -> None:
+        """Writes into a run's folder what it needs to go on with the same problem; nothing, for most."""
+        return
 
 
 class Generative(Problem):
