@@ -54,6 +54,8 @@ class Distill:
 
     system: Annotated[Positional[str], arg(help="a system's id, a Python file with a recipe, or a run's recipe.json")]
     on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    prompts: Annotated[Path | None, arg(help="a text file, one prompt a line, for a pipeline that takes texts")] = None
+    negative: Annotated[str | None, arg(help="what its guidance leads away from; the empty prompt by default")] = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
     checkpoint_every: Annotated[int, arg(help="ticks between checkpoints; 0 writes one only when interrupted")] = 500
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
@@ -72,8 +74,10 @@ class Distill:
 
         if self.steps is not None:
             settings = {"steps": str(self.steps), **settings}
+        texts = {"prompts": self.prompts, "negative": self.negative}
+        given = {key: str(value) for key, value in texts.items() if value is not None}
         where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track)
-        return distill(self.system, self.on, settings, *where)
+        return distill(self.system, self.on, settings, *where, given)
 
 
 @dataclass(frozen=True)

@@ -88,15 +88,16 @@ def distill(
     out: Path | None,
     resume: bool,
     track: Name | None = None,
+    given: dict[str, str] | None = None,
 ) -> int:
     """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
-    record, where = _start(system, on, values, seed, out, resume)
+    record, where = _start(system, on, values, seed, out, resume, given or {})
     track = choose(track, where)
     torch.set_num_threads(record["threads"])
-    recipe, problem = loading.rebuild(record)
+    recipe, problem = loading.rebuild(record, where if (where / "recipe.json").exists() else None)
     watch = moments(problem, where, say) if leads() else unseen
     session = Session(
         recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=say, watch=watch
@@ -111,6 +112,7 @@ def distill(
         return 0 if session.finished else 130
     about = _about(record, recipe, problem)
     _write_record(where, record)
+    problem.keep(where)
     with tracking(track, session, record["settings"], say) as tracked:
         with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
             _follow(session, report, tracked)
@@ -143,11 +145,18 @@ def unseen(stage: int, i: int, student: nn.Module) -> None:
 
 
 def _start(
-    system: str, on: str | None, values: dict[str, str], seed: int | None, out: Path | None, resume: bool
+    system: str,
+    on: str | None,
+    values: dict[str, str],
+    seed: int | None,
+    out: Path | None,
+    resume: bool,
+    given: dict[str, str],
 ) -> tuple[dict[str, Any], Path]:
     """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
     again = loading.read_description(Path(system)) if system.endswith(".json") else None
     if again is not None:
+        given = {**(again["given"] if on is None else {}), **given}
         system, on, seed = again["system"], on or again["problem"], again["seed"] if seed is None else seed
     assert on is not None
     where = out or Path("runs") / f"{Path(system).stem}-{Path(on).stem}"
@@ -156,19 +165,21 @@ def _start(
         raise BadFile(f"{where} already holds a run; add --resume to go on, or choose another --out.")
     if where.exists() and not where.is_dir():
         raise BadFile(f"{where} is a file; choose another --out.")
-    problem = loading.load_problem(on)
+    if begun and not given and (where / "recipe.json").exists():
+        given = loading.read_description(where / "recipe.json")["given"]
+    problem = loading.load_problem(on, given, where if begun else None)
     if again is not None:
         values, recipe = loading.vary(again, problem, values)
     else:
         recipe = loading.load_recipe(system, problem, values)
-    record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads())
+    record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads(), given)
     if not begun:
         if resume:
             say(f"{where} holds no run; starting from the beginning.")
         return record, where
     old = loading.read_description(where / "recipe.json")
-    was, now = ({**one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
-    asked = ["system", "problem"] + ["seed"] * (seed is not None) + [*old["settings"]] * bool(values or again)
+    was, now = ({"given": {}, **one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
+    asked = ["system", "problem", "given"] + ["seed"] * (seed is not None) + [*old["settings"]] * bool(values or again)
     if other := next((key for key in asked if now.get(key) != was[key]), None):
         got = f"{other} {was[other]}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")

@@ -21,11 +21,15 @@ from limbeck.errors import BadFile, BadSetting, Incompatible, LimbeckError, in_r
 from limbeck.problems.problem import Problem
 
 
-def load_problem(name: str, *, weights: bool = True) -> Problem:
+def load_problem(
+    name: str, given: Mapping[str, Any] | None = None, folder: Path | None = None, *, weights: bool = True
+) -> Problem:
     """A built-in problem by name, what a user's file makes with its function ``problem()``, or a pipeline's folder.
 
     Args:
         name: of the problem, or a path.
+        given: what a pipeline needs beside its folder: ``prompts``, a file, and ``negative``, a text.
+        folder: of a run that has begun on it, with what `Problem.keep` wrote there.
         weights: whether a pipeline's are read; else its networks are on the meta device.
 
     Raises:
@@ -38,7 +42,9 @@ def load_problem(name: str, *, weights: bool = True) -> Problem:
     if path.is_dir():
         from limbeck.bridges import Pipeline
 
-        return Pipeline(path, weights=weights)
+        return Pipeline(path, **(given or {}), cache=folder and folder / "prompts", weights=weights)
+    if given:
+        raise BadSetting(f"{name} takes no {' and no '.join(f'--{key}' for key in given)}; a pipeline of texts does.")
     problem = call(path, function(path, "problem"))
     if not isinstance(problem, Problem):
         raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")
@@ -213,12 +219,20 @@ _ROOMS = ("objectives", "students", "recipes", "teachers", "diffusion", "evaluat
 
 
 def describe(
-    system: str, problem: str, seed: int, values: Mapping[str, Any], recipe: Recipe, threads: int
+    system: str,
+    problem: str,
+    seed: int,
+    values: Mapping[str, Any],
+    recipe: Recipe,
+    threads: int,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``recipe.json`` holds: enough to run it again."""
     from limbeck import __version__
 
     where = {"system": _portable(system), "problem": _portable(problem), "seed": seed, "threads": threads}
+    if given:
+        where["given"] = {key: str(Path(v).resolve()) if key == "prompts" else v for key, v in given.items()}
     own = arguments(system, values)
     return {"limbeck": __version__, **where, "arguments": own, "settings": plain(recipe)}
 
@@ -243,12 +257,19 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in wanted.items()):
         raise BadFile(f"{path} is not a recipe: it needs {', '.join(wanted)}.")
     in_range("threads", record["threads"], 1)
+    given = record.setdefault("given", {})
+    if not isinstance(given, dict) or any(k not in GIVEN or not isinstance(v, str) for k, v in given.items()):
+        raise BadFile(f"{path} is not a recipe: a problem is given {' and '.join(GIVEN)}.")
     return record
 
 
-def rebuild(record: Mapping[str, Any]) -> tuple[Recipe, Problem]:
-    """The recipe and problem that a ``recipe.json`` describes."""
-    problem = load_problem(record["problem"])
+GIVEN = ("prompts", "negative")
+"""What a pipeline of texts is given."""
+
+
+def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Recipe, Problem]:
+    """The recipe and problem that a ``recipe.json`` describes; what its run has kept is in ``folder``."""
+    problem = load_problem(record["problem"], record.get("given"), folder)
     recipe = load_recipe(record["system"], problem, record["arguments"])
     if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
@@ -274,7 +295,7 @@ def load_run(folder: Path) -> Session:
     if not folder.is_dir():
         raise BadFile(f"{folder} is not a run's folder.")
     record = read_description(folder / "recipe.json")
-    recipe, problem = rebuild(record)
+    recipe, problem = rebuild(record, folder)
     said: list[str] = []
     session = Session(recipe, problem, folder, seed=record["seed"], say=said.append)
     if not session.finished:

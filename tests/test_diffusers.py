@@ -67,7 +67,7 @@ def test_x0_is_that_of_the_scheduler(form: str, zero: bool) -> None:
 def test_flow_matching_is_a_straight_line() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     clock = clock_of(scheduler)
-    assert clock == Clock(RectifiedFlow(), "flow", scale=1000.0)
+    assert clock == Clock(RectifiedFlow(), "flow", scale=1000.0, shift=3.0)
     net, x_t = unet(), noisy()
     scheduler.set_timesteps(1)  # one step of Euler from pure noise is to x0
     theirs = scheduler.step(net(x_t, scheduler.timesteps[0]).sample, scheduler.timesteps[0], x_t).prev_sample
@@ -312,7 +312,7 @@ def test_what_is_no_pipeline_is_said_in_a_sentence(
     net.save_pretrained(text / "unet")
     index = json.loads((text / "model_index.json").read_text())
     (text / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "UNet2DConditionModel"]}))
-    for on, said in ((tmp_path, "is not a Python file"), (text, "UNet2DModel")):
+    for on, said in ((tmp_path, "is not a Python file"), (text, "needs --prompts FILE")):
         assert main(["distill", "sid", "--on", str(on), "--out", str(tmp_path / "run")]) == 2
         assert said in capsys.readouterr().err
     assert main(["distill", "kd", "--on", str(pipeline), "--out", str(tmp_path / "run")]) == 2

@@ -1,31 +1,30 @@
 """Pipelines of diffusers: networks as denoisers, schedulers as noise processes, and students as pipelines again."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.bridges.conditions import is_packed, keep_labels, labels_of, null_label, predict, tokens_of
+from limbeck.bridges.folder import index_of, kind_of, place_of, read_part
 from limbeck.diffusion.denoiser import Featured, Seen
 from limbeck.diffusion.process import Form, Process, RectifiedFlow
 from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
-from limbeck.errors import BadFile, Incompatible
-from limbeck.students import FewStep
+from limbeck.errors import Incompatible
+from limbeck.students import FewStep, Trajectory
 from limbeck.teachers.lora import merged
 from limbeck.tree import Tree, tree_map
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """What a network predicts: diffusers' word for it, and ours."""
-
-DENOISERS = ("unet", "transformer")
-"""Where a pipeline keeps its denoiser."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,28 @@ class Clock:
         form: what the network predicts.
         scale: a of the timestep a·t + b that the network is told at noise level t.
         offset: b of it.
+        shift: s of a flow's few steps s·u/(1 + (s − 1)·u), u even between 1 and 0.
+        even: whether a pipeline asks for u = 1, …, 1/n itself; otherwise its scheduler ends where that would.
     """
 
     process: Process
     form: Form
     scale: float = 1.0
     offset: float = 0.0
+    shift: float = 1.0
+    even: bool = False
 
     def timestep(self, t: Tensor) -> Tensor:
         """What the network is told at noise levels t, [B]."""
         return self.scale * t + self.offset
 
 
-def clock_of(scheduler: Any) -> Clock:
+def clock_of(scheduler: Any, tokens: int | None = None) -> Clock:
     """The noise process of a scheduler of diffusers, and what its network predicts.
+
+    Args:
+        scheduler: of diffusers.
+        tokens: how many a transformer makes of an image, where the shift of a flow depends on it.
 
     Raises:
         Incompatible: a scheduler without a table of noise levels that is not one of flow matching either.
@@ -67,7 +74,9 @@ def clock_of(scheduler: Any) -> Clock:
         need = f"a scheduler whose network predicts {', '.join(FORMS)}"
         raise Incompatible("a pipeline", need=need, got=f"{name} with {said}")
     if said == "flow_prediction":
-        return Clock(RectifiedFlow(), "flow", scale=float(config["num_train_timesteps"]))
+        if config.get("invert_sigmas"):
+            raise Incompatible("a pipeline", need="a scheduler that goes from noise to data", got=f"{name}, inverted")
+        return Clock(RectifiedFlow(), "flow", float(config["num_train_timesteps"]), shift=_shift(config, tokens))
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
         raise Incompatible("a pipeline", need="a scheduler with a table of noise levels", got=name, fit="DDIMScheduler")
@@ -76,6 +85,18 @@ def clock_of(scheduler: Any) -> Clock:
         need = "a network that predicts v or x0 where the last level is pure noise"
         raise Incompatible("a pipeline", need=need, got="one that predicts ε")
     return Clock(Tabulated(levels), FORMS[said], offset=-1.0)
+
+
+def _shift(config: Mapping[str, Any], tokens: int | None) -> float:
+    """s of a scheduler of flow matching; where it is dynamic, at this many tokens (arXiv 2403.03206, sec. 5.3.2)."""
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift", config.get("flow_shift", None)) or 1.0)
+    if tokens is None:
+        raise Incompatible("a shift that depends on the size of images", need="tokens", got="none")
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (tokens - few) / (many - few)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 class Diffusers(Featured):
@@ -112,10 +133,10 @@ class Diffusers(Featured):
         self.null, self.taps = dict(null or {}), dict(taps or {})
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
-        own = next(self.net.parameters()).dtype  # of the base, where adapters are finer
-        inputs = tree_map(lambda x: x.to(own) if x.is_floating_point() else x, self._inputs(cond, len(x_t)))
+        own = next((p.dtype for p in self.net.parameters()), x_t.dtype)  # of the base, where adapters are finer
+        inputs = tree_map(lambda x: x.to(own) if x.is_floating_point() else x, self._inputs(cond, x_t))
         timestep = self.clock.timestep(t).to(x_t.device, torch.float32)  # half precision would round 999 to 1000
-        out = self.net(x_t.to(own), timestep=timestep, **inputs, return_dict=False)[0]
+        out = predict(self.net, x_t.to(own), timestep, inputs)
         return self.process.convert(out[:, : x_t.shape[1]].to(x_t.dtype), x_t, t, self.clock.form, "x0")
 
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:
@@ -123,10 +144,12 @@ class Diffusers(Featured):
             out = self.denoise(x_t, t, cond)
             return Seen(out if x0 else None, {name: seen[name] for name in taps})
 
-    def _inputs(self, cond: Tree, n: int) -> dict[str, Any]:
-        if cond is None:
-            return {name: tree_map(lambda x: x.expand(n, *x.shape[1:]), tree) for name, tree in self.null.items()}
-        return dict(cond) if isinstance(cond, Mapping) else {"class_labels": cond}
+    def _inputs(self, cond: Tree, x_t: Tensor) -> dict[str, Any]:
+        if cond is not None:
+            return dict(cond) if isinstance(cond, Mapping) else {"class_labels": cond}
+        if not self.null and labels_of(self.net) is not None:
+            raise Incompatible("no condition", need="a network with a class for it", got="one of classes alone")
+        return tree_map(lambda x: x.to(x_t.device).expand(len(x_t), *x.shape[1:]), dict(self.null))
 
 
 def read_pipeline(folder: str | Path, *, weights: bool = True) -> Diffusers:
@@ -140,32 +163,50 @@ def read_pipeline(folder: str | Path, *, weights: bool = True) -> Diffusers:
         Incompatible: diffusers is missing, no denoiser that is known, a scheduler that is no noise process of ours.
         BadFile: a folder that is no pipeline.
     """
-    library, index, place = _diffusers(), _index(folder), _place(folder)
-    try:
-        kind = _kind(library, index[place][1])
-        if weights:
-            net = kind.from_pretrained(folder, subfolder=place, use_safetensors=True)
-        else:
-            with torch.device("meta"):
-                net = kind.from_config(kind.load_config(folder, subfolder=place))
-        scheduler = _kind(library, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"{folder} is not a whole pipeline: {' '.join(str(error).split())[:200]}.") from error
+    net = read_part(folder, place_of(folder), weights=weights)
+    keep_labels(net)
+    clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
     middle = {"mid_block": net.config["block_out_channels"][-1]} if getattr(net, "mid_block", None) else {}
-    return Diffusers(net.requires_grad_(False).eval(), clock_of(scheduler), taps=middle)
+    return Diffusers(
+        net.requires_grad_(False).eval(), replace(clock, even=is_packed(net)), null=null_label(net), taps=middle
+    )
 
 
-def steps_of(clock: Clock, steps: int) -> tuple[float, ...]:
-    """Noise levels σ/α of a student of so many steps that a pipeline then takes by itself.
+def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[float, ...]:
+    """Noise levels σ/α of a student of so many steps that a pipeline then takes by itself, evenly spaced in time.
+
+    They are those of timesteps n − 1, n − 1 − n/K, …, of K steps: n is a multiple of K, so that every scheduler agrees
+    on them, and the one whose first level is nearest to ``ratio``. Those of a flow are its shift's.
+
+    A generator starts from noise of unit variance whatever its first level is called, and learns most easily at one
+    where the teacher does not answer with a blur: DMD2 tells its one step of SDXL timestep 399 of 1 000, where
+    σ/α = 1.2 (arXiv 2405.14867, its released code).
+
+    Args:
+        clock: of the pipeline.
+        steps: K.
+        ratio: σ/α near which they begin; ∞, pure noise, by default, and of a flow always.
 
     Raises:
-        Incompatible: a process without a table.
+        Incompatible: a process that is neither a table nor a flow.
+
+    >>> clock = Clock(Tabulated((0.9, 0.5, 0.1, 0.0)), "v")
+    >>> [[round(ratio, 3) for ratio in steps_of(clock, steps, ratio=2.9)] for steps in (1, 2)]
+    [[3.0], [1.0, 0.333]]
     """
-    if not isinstance(process := clock.process, Tabulated):
-        raise Incompatible("a pipeline of few steps", need="a table of noise levels", got=type(process).__name__)
-    scheduler = _lcm({"num_train_timesteps": len(process.table)})
-    scheduler.set_timesteps(steps)
-    return tuple(process.ratio(scheduler.timesteps.double() - clock.offset).tolist())
+    match clock.process:
+        case Tabulated() as process:
+            first = float(process.at_ratio(torch.tensor([ratio], dtype=torch.float64)))
+            n = steps * max(1, min(round(first / steps), len(process.table) // steps))
+            return tuple(process.ratio(n - n // steps * torch.arange(steps, dtype=torch.float64)).tolist())
+        case RectifiedFlow() as process:
+            scheduler = _flow(clock, steps, "FlowMatchLCMScheduler")
+            given = [1 - k / steps for k in range(steps)] if clock.even else None
+            scheduler.set_timesteps(**({"num_inference_steps": steps} if given is None else {"sigmas": given}))
+            return tuple(process.ratio(scheduler.timesteps.double() / clock.scale).tolist())
+        case other:
+            need = "a table of noise levels or a flow"
+            raise Incompatible("a pipeline of few steps", need=need, got=type(other).__name__)
 
 
 def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> None:
@@ -180,18 +221,18 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         Incompatible: a student around something else, or steps that diffusers would not take; see `steps_of`.
         BadFile: ``like`` is no pipeline, or the folder cannot be written.
     """
-    place, index = _place(like), _index(like)
+    place, index = place_of(like), index_of(like)
     denoiser = student.denoiser
     if not isinstance(denoiser, Diffusers):
         raise Incompatible("a pipeline", need="a student around a network of diffusers", got=type(denoiser).__name__)
-    asked = steps_of(denoiser.clock, len(student.ratios))
+    asked = steps_of(denoiser.clock, len(student.ratios), ratio=student.ratios[0])
     given, fits = (torch.tensor(ratios, dtype=torch.float64) for ratios in (student.ratios, asked))
     if not torch.allclose(given, fits, rtol=1e-6):
         need = f"steps at σ/α of {', '.join(f'{ratio:.4g}' for ratio in asked)}"
         got = ", ".join(f"{ratio:.4g}" for ratio in student.ratios)
-        raise Incompatible("a pipeline", need=need, got=got, fit=f"ratios=steps_of(clock, {len(asked)})")
-    known = _kind(_diffusers(), index["scheduler"][1]).from_pretrained(like, subfolder="scheduler")
-    scheduler = _lcm(known.config)
+        fit = f"ratios=steps_of(clock, {len(asked)}, ratio={student.ratios[0]:.4g})"
+        raise Incompatible("a pipeline", need=need, got=got, fit=fit)
+    scheduler = scheduler_of(student, read_part(like, "scheduler"))
     with new_folder(Path(folder)) as made:
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
         for name in (part for part in index if part not in (place, "scheduler") and (Path(like) / part).is_dir()):
@@ -200,48 +241,41 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         net.save_pretrained(made / place, safe_serialization=True)
         scheduler.save_pretrained(made / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        if index.get("_class_name") == "DDIMPipeline":  # it would make a DDIMScheduler of any scheduler
+            index["_class_name"] = "DDPMPipeline"
         (made / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def _lcm(config: Mapping[str, Any]) -> Any:
-    """The scheduler that goes from an x0 to the next level by fresh noise, as `FewStep` does."""
-    steps = min(50, int(config["num_train_timesteps"]))
-    return _diffusers().LCMScheduler.from_config(config, original_inference_steps=steps, clip_sample=False)
+def scheduler_of(student: FewStep, known: Any) -> Any:
+    """The scheduler that takes a student's steps: on to the next level by fresh noise, or by the noise that x0 implies.
+
+    Of a table it has as many timesteps as there are below the first step, and so begins there.
+
+    Args:
+        student: of few steps, around a `Diffusers`.
+        known: the scheduler of the pipeline that its teacher came from.
+    """
+    assert isinstance(student.denoiser, Diffusers)
+    clock, walks = student.denoiser.clock, isinstance(student, Trajectory)
+    if not isinstance(clock.process, Tabulated):
+        return _flow(
+            clock, len(student.ratios), "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
+        )
+    n = round(float(student.times[0]))
+    table: dict[str, Any] = {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
+    if n < len(known.betas):
+        table |= {"trained_betas": known.betas[:n].tolist(), "rescale_betas_zero_snr": False}
+    if walks:
+        way = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
+        return kind_of("DDIMScheduler").from_config(known.config, **table, **way)
+    way = {"original_inference_steps": n, "timestep_scaling": 1e4}  # x0 as it is, without a share of x_t
+    return kind_of("LCMScheduler").from_config(known.config, **table, **way)
 
 
-def _diffusers() -> Any:
-    try:
-        return import_module("diffusers")
-    except ImportError:
-        fit = "pip install 'limbeck[diffusers]'"
-        raise Incompatible("a pipeline", need="diffusers", got="none installed", fit=fit) from None
-
-
-def _index(folder: str | Path) -> dict[str, Any]:
-    try:
-        index = json.loads((Path(folder) / "model_index.json").read_text())
-    except (OSError, ValueError) as error:
-        raise BadFile(
-            f"{folder} is not the folder of a pipeline: it has no model_index.json that can be read."
-        ) from error
-    if not isinstance(index, dict) or "scheduler" not in index:
-        raise BadFile(f"{folder} is no pipeline of a diffusion model: it has no scheduler.")
-    return index
-
-
-def _place(folder: str | Path) -> str:
-    index = _index(folder)
-    if not (found := [name for name in DENOISERS if name in index]):
-        parts = ", ".join(name for name in index if not name.startswith("_"))
-        raise Incompatible("a pipeline", need=f"a {' or a '.join(DENOISERS)}", got=parts)
-    return found[0]
-
-
-def _kind(library: Any, name: str) -> Any:
-    kind = getattr(library, str(name), None)
-    if kind is None:
-        raise Incompatible("a pipeline", need="classes that the installed diffusers knows", got=str(name))
-    return kind
+def _flow(clock: Clock, steps: int, kind: str) -> Any:
+    """A scheduler of few steps of a flow."""
+    last = clock.shift / (steps + clock.shift - 1) if steps > 1 else None  # where u = 1/n is
+    return kind_of(kind)(num_train_timesteps=int(clock.scale), shift=clock.shift, shift_terminal=last)
 
 
 __all__ = ["Clock", "Diffusers", "clock_of", "read_pipeline", "steps_of", "write_pipeline"]

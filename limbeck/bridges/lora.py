@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.bridges.diffusers import DENOISERS, Diffusers, _diffusers, _index, _kind, _lcm, _place
+from limbeck.bridges.diffusers import Diffusers, scheduler_of
+from limbeck.bridges.folder import DENOISERS, index_of, kind_of, place_of, read_part
 from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.errors import BadFile, Incompatible
@@ -39,8 +40,8 @@ def write_lora(student: FewStep, folder: str | Path, like: str | Path) -> None:
         BadFile: ``like`` is no pipeline.
         Failed: the folder cannot be written.
     """
-    layers, index, place = _adapters(student), _index(like), _place(like)
-    if not hasattr(_kind(_diffusers(), index["_class_name"]), "load_lora_weights"):
+    layers, index, place = _adapters(student), index_of(like), place_of(like)
+    if not hasattr(kind_of(index["_class_name"]), "load_lora_weights"):
         need, got, fit = (
             "a pipeline that loads adapters",
             f"a {index['_class_name']}",
@@ -55,8 +56,7 @@ def write_lora(student: FewStep, folder: str | Path, like: str | Path) -> None:
     with new_folder(Path(folder)) as made:
         save_file(tensors, made / WEIGHTS, {"format": "pt", ABOUT: json.dumps(about)})
         if isinstance(student.process, Tabulated):  # a flow's own scheduler takes any number of steps
-            known = _kind(_diffusers(), index["scheduler"][1]).from_pretrained(like, subfolder="scheduler")
-            _lcm(known.config).save_pretrained(made / "scheduler")
+            scheduler_of(student, read_part(like, "scheduler")).save_pretrained(made / "scheduler")
 
 
 def _adapters(student: FewStep) -> dict[str, LowRank]:

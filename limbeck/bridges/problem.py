@@ -8,78 +8,188 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs, size_of
 from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
+from limbeck.bridges.folder import index_of, place_of
+from limbeck.bridges.latents import Latents
+from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
 from limbeck.diffusion import Karras
-from limbeck.diffusion.table import Tabulated
-from limbeck.engine.data import Source
-from limbeck.errors import Incompatible
+from limbeck.engine.data import Batch, Dataset, Source
+from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.problem import Generative
 from limbeck.rng import Rng
-from limbeck.tree import Tree
+from limbeck.tree import Tree, rows, tree_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RATIO = 1.2
+"""Where one step suits a pipeline, σ/α; see `steps_of`."""
+
 
 class Pipeline(Generative):
-    """An unconditional pipeline of diffusers: no data, samples of the teacher's own as the reference.
+    """A pipeline of diffusers: images without conditions, of classes, or of prompts; in latent space where it has one.
 
-    A generator starts where a pipeline's own first step is, so that it can leave as one; see `write_pipeline`.
+    Samples of the teacher's own are data and reference, each by noise of its own. A generator's steps are some that a
+    pipeline takes by itself, so that it can leave as one; see `write_pipeline`.
 
     Args:
         folder: of the pipeline.
-        weights: whether they are read; else the network is on the meta device.
+        prompts: a text file, one prompt a line, for a pipeline that takes texts.
+        negative: what stands in the place of the empty prompt under guidance.
+        cache: a folder where `keep` has put the embedded prompts of this run; they are then as they were.
+        weights: whether they are read; else the networks are on the meta device.
 
     Raises:
-        Incompatible: diffusers is missing, a network that wants inputs, or a process that is no table.
-        BadFile: a folder that is no pipeline.
+        Incompatible: diffusers is missing, an unknown network, a scheduler that is no noise process of ours.
+        BadSetting: prompts for a pipeline without texts, or the other way round.
+        BadFile: a folder that is no pipeline, a file without prompts.
     """
 
     judged = 512
 
-    def __init__(self, folder: str | Path, *, weights: bool = True):
-        self.folder, self.name = Path(folder), Path(folder).name
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        prompts: str | Path | None = None,
+        negative: str | None = None,
+        cache: Path | None = None,
+        weights: bool = True,
+    ):
+        self.folder, self.name = Path(folder), Path(folder).resolve().name
+        self.takes_prompts = _check(self.folder, prompts, negative)
+        known = kept(cache, self.folder) if cache and self.takes_prompts else None
+        self._known, self.negative = known, negative
+        self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
         self.network_read: Diffusers = read_pipeline(folder, weights=weights)
-        config: Any = self.network_read.net.config
-        if not (kind := type(self.network_read.net).__name__).startswith("UNet2DModel"):
-            fit = "Diffusers and distill(), with conditions of your own"
-            raise Incompatible("a problem made of a pipeline", need="a UNet2DModel without inputs", got=kind, fit=fit)
-        if not isinstance(self.network_read.process, Tabulated):
-            need, got = "a table of noise levels", type(self.network_read.process).__name__
-            raise Incompatible("a problem made of a pipeline", need=need, got=got)
-        size = config["sample_size"]
-        self.shape = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
-        (self.ratio,) = steps_of(self.network_read.clock, 1)
-        self.times = Karras(sigma_min=0.02, sigma_max=min(self.ratio, 160.0))  # a table may end in pure noise
+        net, self.latents = self.network_read.net, Latents(self.folder)
+        self.shape = _shape(net)
+        self.classes = labels_of(net)
+        (self.ratio,) = steps_of(self.network_read.clock, 1, ratio=RATIO)
+        (noisiest,) = steps_of(self.network_read.clock, 1)
+        self.times = Karras(sigma_min=0.02, sigma_max=min(noisiest, 40.0))  # above, x0 from ε is mostly its error
 
-    @property
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Embedded prompts."""
+        return self._known or encode(self.folder, self.texts, self.negative)
+
+    @cached_property
     def teacher(self) -> Diffusers:
+        if self.takes_prompts:
+            self.network_read.null = self._inputs(self.prompts.null)
         return self.network_read
 
-    @property
-    def source(self) -> Source | None:
-        return None
+    def _inputs(self, text: dict[str, Tensor]) -> dict[str, Tree]:
+        return prompt_inputs(self.network_read.net, text, self.latents.pixels(self.shape))
+
+    @cached_property
+    def source(self) -> Source:
+        return Own(self)
+
+    def levels(self, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        return steps_of(self.network_read.clock, len(ratios), ratio=ratios[0])
 
     def conditions(self, n: int, rng: Rng) -> Tree:
-        return None
+        if self.classes is not None:
+            return rng.integers(n, self.classes)
+        if not self.takes_prompts:
+            return None
+        index = rng.integers(n, len(self.prompts.texts))
+        return self._inputs(tree_map(lambda x: x[index.to(x.device)].to(rng.device), self.prompts.rows))
+
+    def spread(self, n: int) -> Tree:
+        if self.classes is not None:
+            return torch.arange(n) % self.classes
+        if not self.takes_prompts:
+            return None
+        return self._inputs(rows(self.prompts.rows, torch.arange(n) % len(self.prompts.texts)))
 
     @cached_property
     def _reference(self) -> Tensor:
-        noise = Rng((self.name, "reference")).normal(2 * self.judged, *self.shape, dtype=torch.float32)
-        return torch.cat([self.teacher_sample(part, None) for part in noise.split(256)])
+        return self.own("reference", 2 * self.judged)[0]
+
+    def own(self, name: str, n: int) -> tuple[Tensor, Tree]:
+        """n samples of the teacher's own by the noise of this name, and their conditions."""
+        noise, cond = Rng((self.name, name)).normal(n, *self.shape, dtype=torch.float32), self.spread(n)
+        parts = [slice(i, i + BATCH) for i in range(0, n, BATCH)]
+        return torch.cat([self.teacher_sample(noise[part], rows(cond, part)) for part in parts]), cond
 
     def reference(self) -> Tensor:
         return self._reference
+
+    def features(self, x: Tensor) -> Tensor:
+        """Of latents, what they decode to, shrunk to at most 16 × 16; else the images themselves."""
+        if not self.latents.there:
+            return x.flatten(1)
+        return torch.cat([_shrunk(part).flatten(1) for part in self.latents.decode(x)])
 
     def agrees(self, x: Tensor, cond: Tree) -> Tensor:
         return torch.ones(len(x), dtype=torch.bool)
 
     def show(self, axes: "Axes", x: Tensor, cond: Tree) -> None:
+        x = torch.cat([*self.latents.decode(x)]) if self.latents.there else x
         tiles = F.pad(x, (1, 1, 1, 1), value=-1)
         tiles = torch.cat([tiles, tiles.new_full((-len(tiles) % 10, *tiles.shape[1:]), -1.0)]).unflatten(0, (-1, 10))
         picture = (tiles.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2) / 2 + 0.5).clamp(0, 1)
         colours = picture if len(picture) == 3 else picture[:1].expand(3, -1, -1)
         axes.imshow(colours.movedim(0, 2).numpy())
 
+    def keep(self, folder: Path) -> None:
+        if self.takes_prompts and self._known is None:
+            self.prompts.write(folder / "prompts")
 
-__all__ = ["Pipeline"]
+
+BATCH = 64
+"""So many samples of the teacher's at once."""
+
+
+class Own(Source):
+    """A teacher's own samples with their conditions, made when they are first asked for."""
+
+    def __init__(self, problem: Pipeline):
+        self.problem = problem
+        told = problem.takes_prompts or problem.classes is not None
+        self.fields = frozenset({"x", "cond"} if told else {"x"})
+
+    @cached_property
+    def _made(self) -> Dataset:
+        x, cond = self.problem.own("data", 4 * self.problem.judged)
+        return Dataset(x=x) if cond is None else Dataset(x=x, cond=cond)
+
+    def take(self, n: int, rng: Rng) -> Batch:
+        return self._made.take(n, rng)
+
+
+def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bool:
+    """Whether a pipeline takes prompts; says what does not fit before anything large is read."""
+    kind = str(index_of(folder)[place_of(folder)][1])
+    if kind not in (*LABELLED, *PROMPTED):
+        got, fit = f"a {kind}", "Diffusers and distill(), with conditions of your own"
+        raise Incompatible(
+            "a pipeline as a problem", need=f"one of {', '.join((*LABELLED, *PROMPTED))}", got=got, fit=fit
+        )
+    if kind in PROMPTED and prompts is None:
+        raise BadSetting(f"{folder} takes texts: it needs --prompts FILE, one a line.")
+    if kind in LABELLED and (prompts is not None or negative is not None):
+        raise BadSetting(f"{folder} takes no texts, so it needs no --prompts and no --negative.")
+    return kind in PROMPTED
+
+
+def _shape(net: Any) -> tuple[int, ...]:
+    """Of one sample."""
+    config = config_of(net)
+    channels = config["in_channels"]
+    out = config.get("out_channels") or channels
+    if out < channels:
+        need = "a network that is given noised samples alone"
+        raise Incompatible("a pipeline as a problem", need=need, got=f"one with {channels - out} channels more")
+    return (channels // 4 if is_packed(net) else channels, *size_of(net))
+
+
+def _shrunk(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, (min(16, x.shape[2]), min(16, x.shape[3])))
+
+
+__all__ = ["Own", "Pipeline"]

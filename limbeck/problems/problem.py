@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,10 @@ class Problem(ABC):
     def network(self) -> nn.Module:
         """A trainable network for students."""
 
+    def keep(self, folder: Path) -> None:
+        """Writes into a run's folder what it needs to go on with the same problem; nothing, for most."""
+        return
+
 
 class Generative(Problem):
     """A diffusion teacher whose samples can be judged.
@@ -64,6 +69,10 @@ class Generative(Problem):
 
     def network(self) -> Denoiser:
         return self.teacher.clone(trainable=True)
+
+    def levels(self, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        """Noise levels of a generator's steps that the problem can use, near the ones that a recipe asks for."""
+        return ratios
 
     @abstractmethod
     def conditions(self, n: int, rng: Rng) -> Tree:

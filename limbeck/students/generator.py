@@ -115,7 +115,7 @@ class FromTeacher:
 
     Args:
         ratios: noise levels σ/α of its steps, from the noisiest down; one of them for a one-step generator. By default
-            one, the level that the problem names.
+            one, the level that the problem names. A problem may need others near these; see `Generative.levels`.
         kind: of a generator with several steps.
         rank: of low-rank adapters on the teacher's own frozen weights; None for a network of its own.
         targets: the layers that have adapters, as in `low_rank`.
@@ -134,7 +134,7 @@ class FromTeacher:
         check_adapters(self.rank, self.targets)
 
     def __call__(self, problem: "Generative", prior: "Prior | None" = None) -> FewStep:
-        ratios = self.ratios or (problem.ratio,)
+        ratios = problem.levels(self.ratios or (problem.ratio,))
         if len(ratios) == 1:
             return OneStep(self.network(problem), shape=problem.shape, ratio=ratios[0])
         return self.kind(self.network(problem), shape=problem.shape, ratios=ratios)

@@ -1,0 +1,104 @@
+"""Folders of pipelines: what they consist of, and ids of pipelines that are elsewhere."""
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.errors import BadFile, Incompatible
+
+DENOISERS = ("unet", "transformer")
+"""Where a pipeline keeps its denoiser."""
+
+
+def library() -> Any:
+    """diffusers.
+
+    Raises:
+        Incompatible: it is not installed.
+    """
+    try:
+        return import_module("diffusers")
+    except ImportError:
+        fit = "pip install 'limbeck[diffusers]'"
+        raise Incompatible("a pipeline", need="diffusers", got="none installed", fit=fit) from None
+
+
+def index_of(folder: str | Path) -> dict[str, Any]:
+    """What a pipeline consists of: (library, class) by the names of its parts.
+
+    Raises:
+        BadFile: a folder that is no pipeline.
+    """
+    try:
+        index = json.loads((Path(folder) / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadFile(
+            f"{folder} is not the folder of a pipeline: it has no model_index.json that can be read."
+        ) from error
+    if not isinstance(index, dict) or "scheduler" not in index:
+        raise BadFile(f"{folder} is no pipeline of a diffusion model: it has no scheduler.")
+    return index
+
+
+def place_of(folder: str | Path) -> str:
+    """The part that is the denoiser.
+
+    Raises:
+        Incompatible: none that is known.
+        BadFile: a folder that is no pipeline.
+    """
+    index = index_of(folder)
+    if not (found := [name for name in DENOISERS if name in index]):
+        parts = ", ".join(name for name in index if not name.startswith("_"))
+        raise Incompatible("a pipeline", need=f"a {' or a '.join(DENOISERS)}", got=parts)
+    return found[0]
+
+
+def kind_of(name: object) -> Any:
+    """A class of diffusers.
+
+    Raises:
+        Incompatible: the installed diffusers has none of this name.
+    """
+    if (kind := getattr(library(), str(name), None)) is None:
+        raise Incompatible("a pipeline", need="classes that the installed diffusers knows", got=str(name))
+    return kind
+
+
+def read_part(folder: str | Path, name: str, *, weights: bool = True) -> Any:
+    """A part of a pipeline's folder; weights are read from safetensors alone.
+
+    Args:
+        folder: of the pipeline.
+        name: of the part.
+        weights: whether a network's are read; else it is made from its configuration, on the meta device.
+
+    Raises:
+        BadFile: it cannot be read.
+    """
+    kind = kind_of(index_of(folder)[name][1])
+    try:
+        if name == "scheduler":
+            return kind.from_pretrained(folder, subfolder=name)
+        if weights:
+            return kind.from_pretrained(folder, subfolder=name, use_safetensors=True)
+        with torch.device("meta"):
+            return kind.from_config(kind.load_config(folder, subfolder=name))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        raise BadFile(f"{folder} is not a whole pipeline: {text}.") from error
+
+
+def config_of_part(folder: str | Path, name: str) -> Mapping[str, Any] | None:
+    """The configuration of a part, without its weights; None where a pipeline has no such part."""
+    try:
+        return json.loads((Path(folder) / name / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+__all__ = ["DENOISERS", "config_of_part", "index_of", "kind_of", "library", "place_of", "read_part"]

@@ -1,0 +1,236 @@
+"""Pipelines of texts: prompts embedded once as the pipelines embed them, distilled, and out again with equal images."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.bridges import Pipeline, encode, read_prompts, steps_of, write_pipeline
+from limbeck.bridges.conditions import pack, unpack
+from limbeck.bridges.prompts import kept
+from limbeck.cli import main
+from limbeck.diffusion import CFG, few_step, sample
+from limbeck.errors import BadFile
+from limbeck.loading import load_run
+from limbeck.rng import Rng, seeded
+from limbeck.students import FewStep
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from tests import tiny  # noqa: E402
+
+TEXTS = ("a red fox", "an owl at night", "the sea")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of pipelines by what they are, each made once."""
+    root = tmp_path_factory.mktemp("pipelines")
+
+    def folder(name: str) -> Path:
+        if not (root / name).exists():
+            getattr(tiny, name)(root / name)
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of prompts."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(TEXTS) + "\n\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples to judge by: what is judged here is random."""
+    for name, value in (("judged", 10), ("shown", 3), ("steps", 3)):
+        monkeypatch.setattr(Pipeline, name, value)
+
+
+def distilled(on: Path, prompts: Path, out: Path, *more: str) -> int:
+    settings = ("--prompts", str(prompts), "--out", str(out), "--steps", "2", "--batch", "4")
+    return main(["distill", "dmd2", "--on", str(on), *settings, *more])
+
+
+def test_a_text_pipeline_is_distilled_and_leaves_as_one(
+    made: Callable[[str], Path], prompts: Path, tmp_path: Path
+) -> None:
+    on, run, out = made("stable_diffusion"), tmp_path / "run", tmp_path / "out"
+    assert distilled(on, prompts, run, "--negative", "night") == 0
+    given = {"prompts": str(prompts), "negative": "night"}
+    assert json.loads((run / "recipe.json").read_text())["given"] == given
+    assert main(["export", str(run), "--out", str(out), "--to", "diffusers"]) == 0
+    session = load_run(run)
+    assert_same_images(session.problem, session.student, out)
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_style_of_texts_leaves_with_its_images(
+    name: str, steps: int, made: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.bridges.conditions.PACKED", 8)
+    problem = Pipeline(made(name), prompts=prompts, negative="night")
+    student = FewStep(problem.network(), ratios=steps_of(problem.teacher.clock, steps), shape=problem.shape)
+    with seeded("learns"), torch.no_grad():
+        for p in student.parameters():
+            p += 0.02 * torch.randn_like(p)
+    write_pipeline(student, tmp_path / "out", like=problem.folder)
+    assert_same_images(problem, student, tmp_path / "out")
+
+
+def assert_same_images(problem: Pipeline, student: FewStep, out: Path) -> None:
+    """Images of diffusers, which asks its own text encoders, against those of our sampler, from the same noise."""
+    noise = torch.randn(3, *problem.shape, generator=torch.Generator().manual_seed(0))
+    high, wide = problem.latents.pixels(problem.shape)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(out)
+    pipeline.set_progress_bar_config(disable=True)
+    packed = isinstance(pipeline, diffusers.FluxPipeline)
+    own = {"latents": pack(noise) if packed else noise}
+    own |= {"use_resolution_binning": False} if isinstance(pipeline, diffusers.PixArtAlphaPipeline) else {}
+    guided = "negative_prompt" in inspect.signature(pipeline.encode_prompt).parameters
+    for scale in (1.0, 3.0) if guided else (3.5,):
+        own |= {"negative_prompt": ["night"] * 3} if scale == 3.0 else {}
+        said = {"num_inference_steps": len(student.ratios), "height": high, "width": wide, "output_type": "pt"}
+        with seeded("between"):
+            theirs = pipeline(prompt=list(TEXTS), guidance_scale=scale, **said, **own).images
+        denoiser = CFG(scale=scale)(student.denoiser) if guided else student.denoiser
+        with seeded("between"):
+            x = sample(few_step(denoiser, noise, student.times, problem.spread(3), rng=Theirs(packed)))
+        ours = torch.cat([*problem.latents.decode(x)])
+        torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, rtol=0, atol=1e-5)
+    assert float((theirs[0] - theirs[1]).abs().max()) > 1e-4  # the prompts make a difference
+
+
+class Theirs(Rng):
+    """Random numbers in the order in which a pipeline draws them."""
+
+    def __init__(self, packed: bool):
+        self.packed = packed
+
+    def normal(self, n: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        noise = torch.randn(n, *shape, dtype=dtype)
+        return unpack(noise.view(pack(noise).shape), shape[1] // 2, shape[2] // 2) if self.packed else noise
+
+
+# the cache
+
+
+def test_a_run_goes_on_with_the_prompts_that_it_began_with(
+    made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, run, on = tmp_path / "prompts.txt", tmp_path / "run", made("stable_diffusion")
+    prompts.write_text("\n".join(TEXTS))
+    assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "night"]) == 0
+    own = Pipeline(on, prompts=prompts, negative="night").prompts
+    prompts.unlink()
+
+    def again(*_: object) -> None:
+        raise AssertionError("the encoders have run already")
+
+    monkeypatch.setattr("limbeck.bridges.problem.encode", again)
+    problem = load_run(run).problem
+    assert isinstance(problem, Pipeline) and problem.prompts.texts == TEXTS and problem.prompts.negative == "night"
+    assert all(torch.equal(problem.prompts.rows[name], own.rows[name]) for name in own.rows)
+    assert all(torch.equal(problem.prompts.null[name], own.null[name]) for name in own.null)
+    assert main(["distill", "sid", "--on", str(on), "--out", str(run), "--resume"]) == 0
+    assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "fog", "--resume"]) == 2
+    assert "was begun with given" in capsys.readouterr().err
+
+
+def _command(on: Path, prompts: Path, out: Path) -> tuple[str, ...]:
+    return ("--on", str(on), "--prompts", str(prompts), "--out", str(out), "--steps", "1", "--batch", "4")
+
+
+def test_other_encoders_or_damage_make_a_cache_useless(
+    made: Callable[[str], Path], prompts: Path, tmp_path: Path
+) -> None:
+    on, cache = made("stable_diffusion"), tmp_path / "cache"
+    known = encode(on, TEXTS)
+    known.write(cache)
+    assert kept(cache, on) is not None
+    other = tmp_path / "other"
+    shutil.copytree(on, other)
+    (other / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    assert kept(cache, other) is None
+    (cache / "prompts.json").write_text((cache / "prompts.json").read_text().replace("fox", "cat"))
+    assert kept(cache, on) is None
+
+
+def test_batches_of_prompts_change_nothing(made: Callable[[str], Path]) -> None:
+    whole, cut = (encode(made("stable_diffusion_xl"), TEXTS, batch=batch) for batch in (3, 2))
+    assert sorted(whole.rows) == ["embeds", "pooled"]
+    for name in whole.rows:
+        torch.testing.assert_close(whole.rows[name], cut.rows[name], rtol=1e-5, atol=1e-6)
+    assert not whole.null["embeds"].any()  # what this pipeline takes for the empty prompt
+
+
+def test_prompts_are_drawn_as_rows(made: Callable[[str], Path], prompts: Path) -> None:
+    problem = Pipeline(made("stable_diffusion_xl"), prompts=prompts)
+    cond = problem.conditions(64, Rng(0))
+    index = Rng(0).integers(64, 3)
+    assert torch.equal(cond["encoder_hidden_states"], problem.prompts.rows["embeds"][index])
+    assert torch.equal(cond["added_cond_kwargs"]["text_embeds"], problem.prompts.rows["pooled"][index])
+    sizes = [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]
+    assert cond["added_cond_kwargs"]["time_ids"].tolist() == [sizes] * 64
+
+
+# wrong input
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read as a file of prompts: No such file"),
+        (b"", "has no prompts"),
+        (b"\n  \n", "has no prompts"),
+        (b"\x89PNG\r\n\xff", "not text in UTF-8"),
+        (b"a\0b", "not text in UTF-8"),
+    ],
+)
+def test_a_file_without_prompts_is_refused(
+    content: bytes | None,
+    said: str,
+    made: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, run = tmp_path / "prompts.txt", tmp_path / "run"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(BadFile, match=said):
+        read_prompts(file)
+    assert main(["distill", "sid", *_command(made("stable_diffusion"), file, run)]) == 2
+    assert said in capsys.readouterr().err and not run.exists()
+
+
+def test_prompts_go_with_texts(
+    made: Callable[[str], Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    cases = (
+        (["--on", str(made("stable_diffusion"))], "needs --prompts FILE"),
+        (["--on", str(made("dit")), "--prompts", str(prompts)], "takes no texts"),
+        (["--on", "digits", "--prompts", str(prompts)], "digits takes no --prompts"),
+        (["--on", str(_without_encoders(made, tmp_path)), "--prompts", str(prompts)], "text encoders"),
+    )
+    for more, said in cases:
+        assert main(["distill", "sid", "--out", str(run), *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("limbeck: ") and said in error and not run.exists()
+
+
+def _without_encoders(made: Callable[[str], Path], tmp_path: Path) -> Path:
+    folder = tmp_path / "without"
+    shutil.copytree(made("stable_diffusion"), folder)
+    shutil.rmtree(folder / "text_encoder")
+    return folder
