@@ -14,7 +14,7 @@ import limbeck
 from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
-Format = Literal["safetensors", "onnx", "diffusers"]
+Format = Literal["safetensors", "onnx", "diffusers", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Distill:
     """The main job: distil a system on a problem. Any setting may follow, as in --objective.critic-steps 3."""
 
     system: Annotated[Positional[str], arg(help="a system's id, a Python file with a recipe, or a run's recipe.json")]
-    on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a model's folder")] = None
+    data: Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")] = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
     checkpoint_every: Annotated[int, arg(help="ticks between checkpoints; 0 writes one only when interrupted")] = 500
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
@@ -70,7 +71,8 @@ class Distill:
 
         if self.steps is not None:
             settings = {"steps": str(self.steps), **settings}
-        return distill(self.system, self.on, settings, self.checkpoint_every, self.seed, self.out, self.resume)
+        given = {} if self.data is None else {"data": str(self.data)}
+        return distill(self.system, self.on, settings, self.checkpoint_every, self.seed, self.out, self.resume, given)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Export:
 
     folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
     out: Annotated[Path, arg(help="where to, a new folder")]
-    to: Annotated[Format, arg(help="onnx for classifiers, diffusers for pipelines")] = "safetensors"
+    to: Annotated[Format, arg(help="onnx for classifiers, diffusers, or transformers")] = "safetensors"
 
     def run(self) -> int:
         from limbeck.commands import export

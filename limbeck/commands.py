@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import catalogue, loading
-from limbeck.bridges import Pipeline, write_pipeline
+from limbeck.bridges import Images, Pipeline, Texts, write_model, write_pipeline
 from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.ranks import leads, meet, together
@@ -86,12 +86,13 @@ def distill(
     seed: int | None,
     out: Path | None,
     resume: bool,
+    given: dict[str, str] | None = None,
 ) -> int:
     """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
-    record, where = _start(system, on, values, seed, out, resume)
+    record, where = _start(system, on, values, seed, out, resume, given or {})
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record)
     watch = moments(problem, where, say) if leads() else unseen
@@ -132,11 +133,18 @@ def unseen(stage: int, i: int, student: nn.Module) -> None:
 
 
 def _start(
-    system: str, on: str | None, values: dict[str, str], seed: int | None, out: Path | None, resume: bool
+    system: str,
+    on: str | None,
+    values: dict[str, str],
+    seed: int | None,
+    out: Path | None,
+    resume: bool,
+    given: dict[str, str],
 ) -> tuple[dict[str, Any], Path]:
     """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
     again = loading.read_description(Path(system)) if system.endswith(".json") else None
     if again is not None:
+        given = {**(again["given"] if on is None else {}), **given}
         system, on, seed = again["system"], on or again["problem"], again["seed"] if seed is None else seed
     assert on is not None
     where = out or Path("runs") / f"{Path(system).stem}-{Path(on).stem}"
@@ -145,19 +153,21 @@ def _start(
         raise BadFile(f"{where} already holds a run; add --resume to go on, or choose another --out.")
     if where.exists() and not where.is_dir():
         raise BadFile(f"{where} is a file; choose another --out.")
-    problem = loading.load_problem(on)
+    if begun and not given and (where / "recipe.json").exists():
+        given = loading.read_description(where / "recipe.json")["given"]
+    problem = loading.load_problem(on, given)
     if again is not None:
         values, recipe = loading.vary(again, problem, values)
     else:
         recipe = loading.load_recipe(system, problem, values)
-    record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads())
+    record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads(), given)
     if not begun:
         if resume:
             say(f"{where} holds no run; starting from the beginning.")
         return record, where
     old = loading.read_description(where / "recipe.json")
-    was, now = ({**one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
-    asked = ["system", "problem"] + ["seed"] * (seed is not None) + [*old["settings"]] * bool(values or again)
+    was, now = ({"given": {}, **one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
+    asked = ["system", "problem", "given"] + ["seed"] * (seed is not None) + [*old["settings"]] * bool(values or again)
     if other := next((key for key in asked if now.get(key) != was[key]), None):
         got = f"{other} {was[other]}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")
@@ -377,6 +387,10 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
             _export_pipeline(session, out)
             say(f"exported: {out}, for DiffusionPipeline.from_pretrained")
             return 0
+        if to == "transformers":
+            _export_model(session, out)
+            say(f"exported: {out}, for from_pretrained of transformers")
+            return 0
         write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
     except Failed as error:
         raise BadFile(str(error)) from error
@@ -391,6 +405,15 @@ def _export_pipeline(session: Session, out: Path) -> None:
         need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"
         raise Incompatible("export to diffusers", need=need, got=got, fit="--to safetensors")
     write_pipeline(student, out, like=problem.folder)
+
+
+def _export_model(session: Session, out: Path) -> None:
+    """Writes a model of transformers as a folder."""
+    problem = session.problem
+    if not isinstance(problem, Texts | Images):
+        need, got = "a model made on the folder of one", f"a {type(session.student).__name__} on {problem.name}"
+        raise Incompatible("export to transformers", need=need, got=got, fit="--to safetensors")
+    write_model(session.student, out, like=problem.folder)
 
 
 def _export_onnx(session: Session, out: Path, description: bytes) -> float:

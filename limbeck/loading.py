@@ -21,16 +21,29 @@ from limbeck.errors import BadFile, BadSetting, Incompatible, LimbeckError, in_r
 from limbeck.problems.problem import Problem
 
 
-def load_problem(name: str) -> Problem:
-    """A built-in problem by name, what a user's file makes with its function ``problem()``, or a pipeline's folder.
+def load_problem(name: str, given: Mapping[str, Any] | None = None) -> Problem:
+    """A built-in problem by name, what a user's file makes with its function ``problem()``, or a folder with a model.
+
+    Args:
+        name: of the problem, or a path to a Python file, or to the folder of a pipeline or model.
+        given: what a model of transformers needs beside its folder: ``data``, a file or folder.
 
     Raises:
-        BadSetting, BadFile: no such problem, or a file that makes none.
+        BadSetting, BadFile: no such problem, a file that makes none, or something given that is missing or not wanted.
 
     >>> load_problem("mixture2d").name
     'mixture2d'
     """
     path = catalogue.find_problem(name)
+    model = path.is_dir() and not (path / "model_index.json").exists()
+    if unwanted := [key for key in given or {} if not (model and key == "data")]:
+        raise BadSetting(f"{name} takes no --{unwanted[0]}.")
+    if model:
+        if not given:
+            raise BadSetting(f"{name} needs --data, a file with a text a line, or labelled images.")
+        from limbeck.bridges import on_model
+
+        return on_model(path, **given)
     if path.is_dir():
         from limbeck.bridges import Pipeline
 
@@ -69,9 +82,8 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
     recipe = call(path, make, problem, **own)
     if not isinstance(recipe, Recipe):
         raise BadFile(f"{path}: recipe() must return a Recipe, got a {type(recipe).__name__}.")
-    return override(
-        recipe, {path: value for path, value in (values or {}).items() if path.replace("-", "_") not in own}
-    )
+    others = {path: value for path, value in (values or {}).items() if path.replace("-", "_") not in own}
+    return override(problem.adapt(recipe), others)
 
 
 def arguments(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,12 +221,20 @@ _ROOMS = ("objectives", "students", "recipes", "teachers", "diffusion", "evaluat
 
 
 def describe(
-    system: str, problem: str, seed: int, values: Mapping[str, Any], recipe: Recipe, threads: int
+    system: str,
+    problem: str,
+    seed: int,
+    values: Mapping[str, Any],
+    recipe: Recipe,
+    threads: int,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``recipe.json`` holds: enough to run it again."""
     from limbeck import __version__
 
     where = {"system": _portable(system), "problem": _portable(problem), "seed": seed, "threads": threads}
+    if given:
+        where["given"] = {key: str(Path(v).resolve()) if key == "data" else v for key, v in given.items()}
     own = arguments(system, values)
     return {"limbeck": __version__, **where, "arguments": own, "settings": plain(recipe)}
 
@@ -239,12 +259,15 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in wanted.items()):
         raise BadFile(f"{path} is not a recipe: it needs {', '.join(wanted)}.")
     in_range("threads", record["threads"], 1)
+    given = record.setdefault("given", {})
+    if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
+        raise BadFile(f"{path} is not a recipe: what its problem is given must be texts by name.")
     return record
 
 
 def rebuild(record: Mapping[str, Any]) -> tuple[Recipe, Problem]:
     """The recipe and problem that a ``recipe.json`` describes."""
-    problem = load_problem(record["problem"])
+    problem = load_problem(record["problem"], record.get("given"))
     recipe = load_recipe(record["system"], problem, record["arguments"])
     if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")

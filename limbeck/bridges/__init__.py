@@ -1,6 +1,25 @@
 """Models of other libraries as Limbeck's parts, and back."""
 
 from limbeck.bridges.diffusers import Clock, Diffusers, clock_of, read_pipeline, steps_of, write_pipeline
+from limbeck.bridges.images import Images
+from limbeck.bridges.models import on_model
 from limbeck.bridges.problem import Pipeline
+from limbeck.bridges.smaller import Smaller
+from limbeck.bridges.texts import Texts
+from limbeck.bridges.transformers import read_model, write_model
 
-__all__ = ["Clock", "Diffusers", "Pipeline", "clock_of", "read_pipeline", "steps_of", "write_pipeline"]
+__all__ = [
+    "Clock",
+    "Diffusers",
+    "Images",
+    "Pipeline",
+    "Smaller",
+    "Texts",
+    "clock_of",
+    "on_model",
+    "read_model",
+    "read_pipeline",
+    "steps_of",
+    "write_model",
+    "write_pipeline",
+]

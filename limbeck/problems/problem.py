@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from limbeck.diffusion import Denoiser, Karras, Times, heun, sample
 from limbeck.engine.data import Dataset, Source
+from limbeck.engine.recipe import Recipe
+from limbeck.engine.roles import output_of
 from limbeck.rng import Rng
 from limbeck.tree import Tree
 
@@ -37,6 +39,10 @@ class Problem(ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """A trainable network for students."""
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """A recipe as it runs on this problem: as it is, unless the problem needs it otherwise."""
+        return recipe
 
 
 class Generative(Problem):
@@ -128,8 +134,29 @@ class Classification(Problem):
     def accuracy(self, model: nn.Module) -> float:
         """Share of held-out examples that the model gets right."""
         with evaluating(model):
-            right = model(self.heldout[0]).argmax(1) == self.heldout[1]
+            right = output_of(model, self.heldout[0]).argmax(1) == self.heldout[1]
         return right.double().mean().item()
+
+
+class Language(Classification):
+    """A language model as the teacher: of each token that has a label, the class is which of the vocabulary it is.
+
+    Attributes:
+        train: inputs by name, ``{"input_ids": [N, L], …}``, and labels [N, L], `UNLABELLED` where none counts.
+        heldout: the same of what nobody has seen.
+        classes: tokens of the vocabulary.
+    """
+
+    train: tuple[Tree, Tensor]
+    heldout: tuple[Tree, Tensor]
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> float:
+        """Share of held-out tokens that have a label which the model gets right."""
+        x, y = self.heldout
+        with evaluating(model):
+            right = output_of(model, x).argmax(2) == y
+        return right[y >= 0].double().mean().item()
 
 
 @contextmanager
