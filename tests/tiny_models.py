@@ -18,7 +18,7 @@ def sentences(n: int, seed: int = 0) -> list[str]:
     rng = Rng(("sentences", seed))
     picks = [rng.integers(n, 4).tolist() for _ in range(4)]
     nouns = [*NOUNS]
-    lines = []
+    lines = list[str]()
     for a, b, c, d in zip(*picks, strict=True):
         one, two = nouns[a], nouns[b]
         lines.append(f"the {SIZES[c]} {one} and the {SIZES[d]} {two} {NOUNS[one]} and {NOUNS[two]}")

@@ -75,6 +75,8 @@ def read_model(folder: str | Path) -> nn.Module:
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(map(str, found.get(what) or ())):
             raise BadFile(f"{folder} is not a whole model: its weights have {what.replace('_', ' ')}, {wrong[0]}.")
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # what only generation needs would be kept beside every pass
     return model.eval()
 
 
@@ -104,12 +106,16 @@ def write_model(student: nn.Module, folder: str | Path, like: str | Path) -> Non
     library = _library("transformers")
     if not isinstance(student, library.PreTrainedModel):
         raise Incompatible("a model's folder", need="a model of transformers", got=f"a {type(student).__name__}")
+    model: Any = student
     with new_folder(Path(folder)) as made:
         for path in sorted(Path(like).iterdir()):
             if path.name.startswith(_BESIDE) or path.suffix in (".jinja", ".tiktoken"):
                 shutil.copyfile(path, made / path.name)
         with _quiet(library):
-            student.save_pretrained(made)
+            model.save_pretrained(made)
+        known, config = (json.loads((path / "config.json").read_text()) for path in (Path(like), made))
+        if "use_cache" in known:  # see `read_model`
+            (made / "config.json").write_text(json.dumps({**config, "use_cache": known["use_cache"]}, indent=2) + "\n")
 
 
 _BESIDE = (
