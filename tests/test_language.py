@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck import KD, RKD, UNLABELLED, Adam, Cosine, CrossEntropy, FitNets, Objective, PerToken, distill
+from limbeck import KD, UNLABELLED, Adam, Cosine, CrossEntropy, FitNets, MiniLM, Objective, PerToken, distill
 from limbeck.bridges import Images, Smaller, Texts, read_model
 from limbeck.bridges.adapting import per_token
 from limbeck.bridges.smaller import layers_of
@@ -204,7 +204,7 @@ def taught(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Texts,
     (where / "few.txt").write_text("\n".join(sentences(30, seed=7)))
     many = Texts(saved(model("gpt2", layers=2), where / "blank"), where / "many.txt")
     net = many.teacher.requires_grad_(True)
-    learns = {"steps": 200, "batch": 32, "optim": Adam(lr=3e-3, schedule=Cosine(warmup=0.05))}
+    learns = {"steps": 300, "batch": 32, "optim": Adam(lr=3e-3, schedule=Cosine(warmup=0.05))}
     distill(None, net, PerToken(of=CrossEntropy()), many.source, **learns).finish()
     few = Texts(saved(net, where / "model"), where / "few.txt")
     few.heldout = many.heldout
@@ -212,18 +212,18 @@ def taught(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Texts,
 
 
 def test_student_learns_more_from_the_teacher_than_from_texts(taught: tuple[Texts, Texts]) -> None:
-    """On few texts, one layer of two: nearer to the teacher by far, and better at texts that nobody saw."""
+    """On thirty texts, with one layer of two: the KL to the teacher is 0.003 to 0.005 of that, on ten seeds."""
     _, few = taught
-    assert judge_language(few.teacher, few)["nll"] < 0.75  # words alone are far above 2
+    assert judge_language(few.teacher, few)["nll"] < 0.65  # all words alike would have 2.9
+    optim = Adam(lr=3e-3, schedule=Cosine(warmup=0.05))
     for seed in range(3):
         figures = list[dict[str, float]]()
-        for objective in (KD(alpha=1.0, temperature=2.0), CrossEntropy()):
-            student, optim = Smaller(layers=1)(few), Adam(lr=3e-3, schedule=Cosine(warmup=0.05))
-            data, of = few.source, PerToken(of=objective)
-            distill(few.teacher, student, of, data, steps=80, batch=16, optim=optim, seed=seed).finish()
-            figures.append(judge_language(student, few))
+        for of in (KD(alpha=1.0, temperature=2.0), CrossEntropy()):
+            learns = {"steps": 80, "batch": 16, "optim": optim, "seed": seed}
+            run = distill(few.teacher, Smaller(layers=1)(few), PerToken(of=of), few.source, **learns)  # type: ignore[arg-type]
+            figures.append(judge_language(run.finish(), few))
         kd, labels = figures
-        assert kd["kl"] < 0.2 * labels["kl"] and kd["nll"] < labels["nll"] and kd["agreement"] > labels["agreement"]
+        assert kd["kl"] < 0.1 * labels["kl"] and kd["nll"] < labels["nll"] and kd["agreement"] > labels["agreement"]
 
 
 def test_figures(taught: tuple[Texts, Texts]) -> None:
@@ -357,7 +357,6 @@ DATA = {
     "missing": ("", "cannot be read|can be read"),
     "empty": ("\n \n", "must have two different lines of text or more, got 0"),
     "one line": ("the cat\n", "got 1"),
-    "nothing to guess": ("\u200b\n\u2060\n", "something to guess"),
     "too long": ("the cat\n" + "the " * 40 + "\n", "lines of at most 32 tokens, got one of 41"),
 }
 
@@ -376,6 +375,12 @@ def test_wrong_data(home: Path, work: Path, wrong: str, capsys: pytest.CaptureFi
     if text:
         Path("texts.txt").write_text(text, encoding="utf-8")
     refused(["--on", str(home / "gpt2"), *(() if text is None else ("--data", "texts.txt"))], said, capsys)
+
+
+def test_words_that_are_unknown(home: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A masked model has nothing to guess there."""
+    Path("texts.txt").write_text("zyx\nxyz\n")
+    refused(["--on", str(home / "bert"), "--data", "texts.txt"], "something to guess", capsys)
 
 
 SETTINGS = {
@@ -404,7 +409,7 @@ def test_recipes_that_do_not_fit(home: Path, work: Path, system: str, capsys: py
 
 def refused(line: list[str], said: str, capsys: pytest.CaptureFixture[str], system: str = "kd") -> None:
     """One sentence, exit code 2, nothing written."""
-    before = sorted(Path().rglob("*"))
+    before, _ = sorted(Path().rglob("*")), capsys.readouterr()
     assert main(["distill", system, *line, "--out", "run"]) == 2
     out = capsys.readouterr()
     assert out.out == "" and out.err.startswith("limbeck: ") and out.err.count("\n") == 1
@@ -412,12 +417,12 @@ def refused(line: list[str], said: str, capsys: pytest.CaptureFixture[str], syst
     assert sorted(Path().rglob("*")) == before
 
 
-@pytest.mark.parametrize("objective", [RKD(pairs={"transformer.h.0": "transformer.h.0"}), PerToken(of=KD())])
+@pytest.mark.parametrize("objective", [MiniLM(pairs=(("0", "0"),) * 3), PerToken(of=KD())])
 def test_what_is_taken_token_by_token(objective: Objective) -> None:
     if isinstance(objective, PerToken):
         assert per_token(0.5 * KD() + objective).parts[1] == objective  # type: ignore[attr-defined]
     else:
-        with pytest.raises(Incompatible, match="losses of logits or of pairs of features, got RKD"):
+        with pytest.raises(Incompatible, match="losses of logits or of pairs of features, got MiniLM"):
             per_token(KD() + objective)
 
 
