@@ -24,6 +24,7 @@ from torch import nn
 
 from limbeck import catalogue, loading
 from limbeck.bridges import Images, Pipeline, Texts, write_model, write_pipeline
+from limbeck.engine import Dataset
 from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.ranks import leads, meet, together
@@ -424,4 +425,4 @@ def _export_onnx(session: Session, out: Path, description: bytes) -> float:
         raise Incompatible("ONNX export", need="a run that made a classifier", got=got, fit="--to safetensors")
     with new_folder(out) as partial:
         (partial / "recipe.json").write_bytes(description)
-        return to_onnx(session.student, problem.heldout[0], partial / "model.onnx")
+        return to_onnx(session.student, Dataset(x=problem.heldout[0]), partial / "model.onnx")

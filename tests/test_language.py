@@ -136,7 +136,8 @@ def test_what_is_guessed_by_a_masked_model(home: Path) -> None:
     assert [share.float().mean().item() for share in shares] == pytest.approx(wanted, abs=0.02)
     again, other = (problem.source.take(4000, Rng(seed)) for seed in (5, 6))
     assert torch.equal(again["y"], y) and not torch.equal(other["y"][:, :5], y[:, :5])
-    assert torch.equal(problem.source.take(9, Rng(5, part=slice(9, 18), total=4000))["y"], y[9:18])
+    part = problem.source.take(9, Rng(5, part=slice(9, 18), total=4000))["y"]
+    assert torch.equal(part, y[9:18, : part.shape[1]])
 
 
 def test_held_out_texts_are_in_no_batch(home: Path, tmp_path: Path) -> None:
@@ -336,9 +337,9 @@ def _other_words(at: Path) -> None:
     tokenizer((*WORDS, *"abcdefg")).save_pretrained(at)
 
 
-def _deeper(at: Path) -> None:
+def _deep(at: Path, layers: int) -> None:
     config = json.loads((at / "config.json").read_text())
-    (at / "config.json").write_text(json.dumps({**config, "n_layer": 4}))
+    (at / "config.json").write_text(json.dumps({**config, "n_layer": layers}))
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -347,7 +348,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (_pickled, "pytorch_model.bin, which are not read"),
     "another class": (_other_class, "T5ForConditionalGeneration"),
     "damaged": (_cut, "is not a whole model"),
-    "too few weights": (_deeper, "missing keys, transformer.h.3"),
+    "too few weights": (lambda at: _deep(at, 4), "missing keys, transformer.h.3"),
+    "too many weights": (lambda at: _deep(at, 2), "weights of more layers than its config.json says: transformer.h.2"),
     "no tokenizer": (_wordless, "has no tokenizer"),
     "another tokenizer": (_other_words, "a tokenizer for its vocabulary of 18, got one with a token of number"),
 }

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from limbeck.errors import BadFile, Incompatible
 from limbeck.problems.problem import Classification
 from limbeck.rng import Rng
 
-HELDOUT = 2048
+HELDOUT = 500
 """At most so many images are held out, a fifth of them if they are fewer."""
 
 
@@ -97,7 +98,7 @@ class Images(Classification):
     def _plain(self, picture: Any) -> Tensor:
         side = self.config.image_size
         height, width = (side, side) if isinstance(side, int) else side
-        x = torch.tensor([*picture.resize((width, height)).tobytes()], dtype=torch.float32)
+        x = torch.tensor(np.asarray(picture.resize((width, height))), dtype=torch.float32)
         return x.view(1, height, width, -1).movedim(3, 1) / 127.5 - 1
 
 

@@ -62,7 +62,7 @@ class Smaller:
         known: Any = teacher
         config = copy.deepcopy(known.config)
         for name, value in vars(known.config).items():  # what each layer has of its own
-            if isinstance(value, list) and len(value) == n and name.startswith("layer"):
+            if isinstance(value, list) and len(value) == n and "layer" in name:
                 setattr(config, name, [value[i] for i in chosen])
         config.num_hidden_layers = layers
         if self.hidden is not None:

@@ -1,6 +1,9 @@
 """A language model's folder and lines of text as something to distil on."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +58,14 @@ class Texts(Language):
         ids = self._ids(lines)
         held = _held_out(lines)
         parts = ([one for line, one in zip(lines, ids, strict=True) if (line in held) == side] for side in (0, 1))
-        train, heldout = (self._padded(part) for part in parts)
-        self._source = _Masked(train, self) if self.kind == "masked" else _Next(train)
-        judged = _Masked(heldout, self) if self.kind == "masked" else _Next(heldout)
-        self.train, self.heldout = (_pair(one.all(Rng(("texts", "judge")))) for one in (self._source, judged))
+        lines_of = _Masked if self.kind == "masked" else _Next
+        self._source, judged = (lines_of(self._guessable(part), self) for part in parts)
+        self.heldout = _pair(judged.all())
+
+    @cached_property
+    def train(self) -> tuple[Tree, Tensor]:
+        """Inputs and labels of all texts that are not held out; they take more memory than texts do."""
+        return _pair(self._source.all())
 
     @property
     def config(self) -> Any:
@@ -100,14 +107,14 @@ class Texts(Language):
                 raise BadFile(f"{self.data} must have lines of at most {self.longest} tokens, got one of {got}.")
         return ids
 
-    def _padded(self, ids: list[list[int]]) -> Tensor:
-        """[N, L], -1 where nothing is; lines in which nothing can be guessed are left."""
+    def _guessable(self, ids: list[list[int]]) -> list[list[int]]:
+        """Lines without those in which nothing can be guessed."""
         special = {*self.tokenizer.all_special_ids} if self.kind == "masked" else set[int]()
         least = 1 if self.kind == "masked" else 2
         ids = [one for one in ids if len([token for token in one if token not in special]) >= least]
         if not ids:
             raise BadFile(f"{self.data} must have lines with something to guess, to train on and to judge by.")
-        return nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True, padding_value=-1)
+        return ids
 
 
 def read_lines(path: Path) -> list[str]:
@@ -136,60 +143,62 @@ def _pair(batch: Batch) -> tuple[Tree, Tensor]:
     return batch["x"], batch["y"]
 
 
-class _Lines(Source):
+class _Lines(Source, ABC):
     """Lines drawn with replacement, as long as the longest of a batch."""
 
     fields = frozenset({"x", "y"})
 
-    def __init__(self, ids: Tensor):
-        self.ids = ids
+    def __init__(self, ids: list[list[int]], problem: Texts):
+        self.tokens = torch.tensor([*chain.from_iterable(ids)], dtype=torch.int32)
+        self.ends = torch.tensor([len(one) for one in ids]).cumsum(0).tolist()
+        self.longest, self.problem = max(map(len, ids)), problem
 
     def take(self, n: int, rng: Rng) -> Batch:
-        return self.made(self.ids[rng.integers(n, len(self.ids)).to(self.ids.device)].to(rng.device), rng)
+        return self._batch(rng.integers(n, len(self.ends)).tolist(), rng)
 
-    def all(self, rng: Rng) -> Batch:
+    def all(self) -> Batch:
         """Every line once, in order."""
-        return self.made(self.ids, rng)
+        return self._batch(range(len(self.ends)), Rng(("texts", "all")))
 
-    def made(self, ids: Tensor, rng: Rng) -> Batch:
-        """Inputs by name and labels of some lines."""
-        raise NotImplementedError
+    def _batch(self, which: Iterable[int], rng: Rng) -> Batch:
+        found = [self.tokens[self.ends[i - 1] if i else 0 : self.ends[i]] for i in which]
+        ids = nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1).long().to(rng.device)  # [n, L]
+        seen, y = self.asked(ids, rng)
+        x = {"input_ids": seen.clamp_min(0), "attention_mask": (ids >= 0).long()}
+        return {"x": x, "y": y}
 
-    def _batch(self, ids: Tensor, seen: Tensor, y: Tensor) -> Batch:
-        there = ids >= 0
-        length = int(there.sum(1).max())
-        x = {"input_ids": seen.clamp_min(0), "attention_mask": there.long()}
-        return {"x": {name: value[:, :length] for name, value in x.items()}, "y": y[:, :length]}
+    @abstractmethod
+    def asked(self, ids: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        """What is seen of tokens [n, L], and the labels; -1 where there is no token."""
 
 
 class _Next(_Lines):
     """The label of a token is the next one."""
 
-    def made(self, ids: Tensor, rng: Rng) -> Batch:
+    def asked(self, ids: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         y = ids.roll(-1, 1)
         y[:, -1] = -1
-        return self._batch(ids, ids, y.masked_fill(y < 0, UNLABELLED))
+        return ids, y.masked_fill(y < 0, UNLABELLED)
 
 
 class _Masked(_Lines):
     """Some tokens are hidden or swapped; the label is what was there."""
 
-    def __init__(self, ids: Tensor, problem: Texts):
-        super().__init__(ids)
+    def __init__(self, ids: list[list[int]], problem: Texts):
+        super().__init__(ids, problem)
         tokenizer = problem.tokenizer
         if tokenizer.mask_token_id is None:
             raise Incompatible(f"the model in {problem.folder}", need="a tokenizer with a mask token", got="none")
-        self.mask, self.classes = int(tokenizer.mask_token_id), problem.classes
-        self.special = torch.tensor([-1, *tokenizer.all_special_ids])
+        self.mask, self.special = int(tokenizer.mask_token_id), torch.tensor([-1, *tokenizer.all_special_ids])
 
-    def made(self, ids: Tensor, rng: Rng) -> Batch:
+    def asked(self, ids: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         n, length = ids.shape
-        order, kind = (rng.uniform(n, length).to(ids.device) for _ in range(2))
-        other = (rng.uniform(n, length).to(ids.device) * self.classes).long()
+        order, kind, other = (rng.uniform(n, self.longest)[:, :length] for _ in range(3))  # whatever the batch's length
         order = order.masked_fill(torch.isin(ids, self.special.to(ids.device)), 2.0)
         chosen = (order < MASKED) | (order == order.amin(1, keepdim=True))  # at least one
-        seen = torch.where(kind < KEPT, ids, torch.where(kind < KEPT + SWAPPED, other, self.mask))
-        return self._batch(ids, torch.where(chosen, seen, ids), ids.masked_fill(~chosen, UNLABELLED))
+        swapped = torch.where(kind < KEPT + SWAPPED, (other * self.problem.classes).long(), self.mask)
+        seen = torch.where(chosen & (kind >= KEPT), swapped, ids)
+        return seen, ids.masked_fill(~chosen, UNLABELLED)
 
 
 __all__ = ["Texts", "read_lines"]

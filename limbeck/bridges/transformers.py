@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain
@@ -72,12 +72,25 @@ def read_model(folder: str | Path) -> nn.Module:
             model, found = getattr(library, name).from_pretrained(folder, dtype=torch.float32, **settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise BadFile(f"{folder} is not a whole model: {_said(error)}.") from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for what in ("missing_keys", "mismatched_keys"):
         if wrong := sorted(map(str, found.get(what) or ())):
             raise BadFile(f"{folder} is not a whole model: its weights have {what.replace('_', ' ')}, {wrong[0]}.")
+    if over := _beyond(model, found.get("unexpected_keys") or ()):  # others are of heads that this class has not
+        raise BadFile(f"{folder} has weights of more layers than its config.json says: {over}.")
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # what only generation needs would be kept beside every pass
     return model.eval()
+
+
+def _beyond(model: nn.Module, names: Iterable[str]) -> str | None:
+    """The first name of a weight that belongs to a layer after the last of its stack."""
+    stacks = {name: len(part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    for name in sorted(names):
+        for stack, n in stacks.items():
+            number = name.removeprefix(f"{stack}.").partition(".")[0]
+            if name.startswith(f"{stack}.") and number.isdecimal() and int(number) >= n:
+                return name
+    return None
 
 
 def _named(folder: str | Path) -> str:

@@ -118,9 +118,10 @@ class Mixup(Source):
             raise Incompatible("Mixup", need="a source of x and y", got=f"one without {' and '.join(sorted(missing))}")
 
     def take(self, n: int, rng: Rng) -> Batch:
-        share, sides = rng.uniform(n, dtype=torch.float32), [self.source.take(n, rng) for _ in range(2)]
-        if sides[0]["y"].dim() > 1:
-            return sides[0]
+        share, first = rng.uniform(n, dtype=torch.float32), self.source.take(n, rng)
+        if first["y"].dim() > 1:
+            return first
+        sides = (first, self.source.take(n, rng))
         one, two = ({"x": side["x"], "y": F.one_hot(side["y"], self.classes)} for side in sides)
         return {name: _between(one[name], two[name], share) for name in ("x", "y")}
 

@@ -8,11 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.engine.roles import output_of
-from limbeck.problems.problem import Language, evaluating
+from limbeck.problems.problem import PART, Language, evaluating
 from limbeck.tree import rows
-
-PART = 16
-"""Texts of one pass."""
 
 
 @torch.no_grad()
@@ -33,7 +30,8 @@ def judge_language(model: nn.Module, problem: Language) -> dict[str, float]:
             theirs, began = output_of(problem.teacher, part), time.perf_counter()
             ours = output_of(model, part)
             seconds += time.perf_counter() - began
-            p, q, label = (z[labels >= 0] for z in (theirs.log_softmax(-1), ours.log_softmax(-1), labels))
+            p, q = (z[labels >= 0].log_softmax(-1) for z in (theirs, ours))
+            label = labels[labels >= 0]
             agree, right = q.argmax(-1) == p.argmax(-1), q.argmax(-1) == label
             kl = (p.exp() * (p - q)).sum()
             parts = (F.nll_loss(q, label, reduction="sum"), right.sum(), agree.sum(), kl)

@@ -13,7 +13,7 @@ from limbeck.engine.data import Dataset, Source
 from limbeck.engine.recipe import Recipe
 from limbeck.engine.roles import output_of
 from limbeck.rng import Rng
-from limbeck.tree import Tree
+from limbeck.tree import Tree, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,6 +138,10 @@ class Classification(Problem):
         return right.double().mean().item()
 
 
+PART = 8
+"""Texts of one pass of those that are held out."""
+
+
 class Language(Classification):
     """A language model as the teacher: of each token that has a label, the class is which of the vocabulary it is.
 
@@ -154,8 +158,9 @@ class Language(Classification):
     def accuracy(self, model: nn.Module) -> float:
         """Share of held-out tokens that have a label which the model gets right."""
         x, y = self.heldout
+        parts = [slice(i, i + PART) for i in range(0, len(y), PART)]  # logits of all would not fit into memory
         with evaluating(model):
-            right = output_of(model, x).argmax(2) == y
+            right = torch.cat([output_of(model, rows(x, part)).argmax(2) == y[part] for part in parts])
         return right[y >= 0].double().mean().item()
 
 
