@@ -34,6 +34,7 @@ from limbeck.engine.settings import settings as settings_of
 from limbeck.errors import BadFile, BadSetting, Diverged, Failed, Incompatible, LimbeckError
 from limbeck.evaluate import comparison
 from limbeck.evaluate.cost import attempt
+from limbeck.evaluate.models import figures_of
 from limbeck.evaluate.picture import moments, picture, side_by_side
 from limbeck.evaluate.report import About, beside, number, reporting, write_report
 from limbeck.export import to_onnx
@@ -116,7 +117,7 @@ def distill(
         say(f"interrupted; go on with --out {where} --resume")
         return 130
     try:
-        figures = comparison.evaluate(session.student, problem)
+        figures = figures_of(session.student, problem)
     except LimbeckError as error:
         raise Failed(f"{where} has finished, but its result cannot be judged: {error}") from error
     _print_figures(figures)
@@ -368,7 +369,7 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
         raise BadSetting(f"n must be at least 10, got {n}.")
     session = loading.load_run(folder)
     torch.set_num_threads(session.problem.threads or torch.get_num_threads())
-    figures = comparison.evaluate(session.student, session.problem, n=n, seed=seed)
+    figures = figures_of(session.student, session.problem, n=n, seed=seed)
     print(to_json(figures)) if as_json else _print_figures(figures)
     return 0
 

@@ -21,8 +21,8 @@ from limbeck.bridges.smaller import layers_of
 from limbeck.cli import main
 from limbeck.engine import Drawn, Source
 from limbeck.errors import BadSetting, Incompatible
-from limbeck.evaluate.comparison import evaluate
 from limbeck.evaluate.language import judge_language
+from limbeck.evaluate.models import figures_of
 from limbeck.loading import load_problem, load_recipe, load_run
 from limbeck.problems.digits import split
 from limbeck.rng import Rng
@@ -234,7 +234,7 @@ def test_figures(taught: tuple[Texts, Texts]) -> None:
     labels = x["input_ids"].masked_fill(x["attention_mask"] == 0, -100)
     with torch.no_grad():
         loss = many.teacher(**x, labels=labels).loss.item()
-    figures = evaluate(Smaller(layers=1)(many), many)
+    figures = figures_of(Smaller(layers=1)(many), many)
     assert figures["nll_teacher"] == pytest.approx(loss, rel=1e-5)
     assert figures["perplexity_teacher"] == pytest.approx(2.718281828**loss, rel=1e-4)
     assert (figures["agreement_teacher"], figures["kl_teacher"]) == (1.0, 0.0)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.engine.roles import output_of
 from limbeck.problems.problem import Classification, evaluating
 
 
@@ -65,7 +64,7 @@ def judge_classifier(model: nn.Module, problem: Classification) -> dict[str, flo
     """
     x, y = problem.heldout
     with evaluating(model), evaluating(problem.teacher):
-        out, theirs = output_of(model, x), output_of(problem.teacher, x)
+        out, theirs = model(x), problem.teacher(x)
         seconds, batch = list[float](), x[torch.arange(1000) % len(x)]
         for _ in range(3):
             began = time.perf_counter()

@@ -10,9 +10,8 @@ from limbeck.diffusion.denoiser import Denoiser
 from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
 from limbeck.evaluate.classification import judge_classifier
-from limbeck.evaluate.language import judge_language
 from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, prdc
-from limbeck.problems.problem import Classification, Generative, Language, Problem, evaluating
+from limbeck.problems.problem import Classification, Generative, Problem, evaluating
 from limbeck.rng import Rng
 from limbeck.students.generator import FewStep
 from limbeck.tree import Tree, rows
@@ -88,11 +87,9 @@ def teacher_of(problem: Generative) -> Sampler:
 def _judged(student: nn.Module, problem: Problem) -> bool:
     """Whether a student is of the kind that the problem has figures for."""
     if isinstance(problem, Classification):
-        x, y = rows(problem.heldout, slice(2))
         with torch.no_grad(), evaluating(student):
-            out = student(**x) if isinstance(x, dict) else student(x)
-        out = getattr(out, "logits", out)
-        return isinstance(out, Tensor) and out.shape == (*y.shape, problem.classes)
+            out = student(problem.heldout[0][:2])
+        return isinstance(out, Tensor) and out.shape == (2, problem.classes)
     return isinstance(problem, Generative) and not isinstance(student, Denoiser)
 
 
@@ -110,9 +107,7 @@ def evaluate(student: nn.Module, problem: Problem, *, n: int | None = None, seed
     """
     if not _judged(student, problem):
         return {}
-    if isinstance(problem, Language):
-        theirs, ours = (judge_language(model, problem) for model in (problem.teacher, student))
-    elif isinstance(problem, Classification):
+    if isinstance(problem, Classification):
         theirs, ours = (judge_classifier(model, problem) for model in (problem.teacher, student))
     elif isinstance(problem, Generative):
         n = n or problem.judged
