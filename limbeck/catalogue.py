@@ -18,6 +18,9 @@ RECIPES = PACKAGE / "recipes"
 PROBLEMS = PACKAGE / "problems"
 EVIDENCE = next((p for p in (PACKAGE / "evidence", PACKAGE.parent / "evidence") if p.is_dir()), PACKAGE / "evidence")
 
+FOLDERS = ("model_index.json", "config.json")
+"""What a pipeline of diffusers has, or a model of transformers, that is something to distil on."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -109,14 +112,16 @@ def problems() -> dict[str, Path]:
 
 
 def find_problem(name: str) -> Path:
-    """The file of a built-in problem, or of a user's own; or the folder of a pipeline.
+    """The file of a built-in problem, or of a user's own; or the folder of a pipeline or model.
 
     >>> find_problem("sequence")
     Traceback (most recent call last):
     limbeck.errors.BadSetting: there is no problem 'sequence'; did you mean sequences? A path to a Python file fits too.
     """
-    if (Path(name) / "model_index.json").exists():
+    if any((Path(name) / index).exists() for index in FOLDERS):
         return Path(name)
+    if name not in problems() and Path(name).is_dir():
+        raise BadFile(f"{name} is no folder of a pipeline or model: it has neither {' nor '.join(FOLDERS)}.")
     return problems()[name] if name in problems() else _own(name, "problem", problems())
 
 

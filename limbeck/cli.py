@@ -14,7 +14,7 @@ import limbeck
 from limbeck import catalogue
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
-Format = Literal["safetensors", "onnx", "diffusers", "lora"]
+Format = Literal["safetensors", "onnx", "diffusers", "lora", "transformers"]
 Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 
 
@@ -53,9 +53,10 @@ class Distill:
     """The main job: distil a system on a problem. Any setting may follow, as in --objective.critic-steps 3."""
 
     system: Annotated[Positional[str], arg(help="a system's id, a Python file with a recipe, or a run's recipe.json")]
-    on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a model's folder")] = None
     prompts: Annotated[Path | None, arg(help="a text file, one prompt a line, for a pipeline that takes texts")] = None
     negative: Annotated[str | None, arg(help="what its guidance leads away from; the empty prompt by default")] = None
+    data: Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")] = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
     checkpoint_every: Annotated[int, arg(help="ticks between checkpoints; 0 writes one only when interrupted")] = 500
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
@@ -74,8 +75,8 @@ class Distill:
 
         if self.steps is not None:
             settings = {"steps": str(self.steps), **settings}
-        texts = {"prompts": self.prompts, "negative": self.negative}
-        given = {key: str(value) for key, value in texts.items() if value is not None}
+        beside = {"prompts": self.prompts, "negative": self.negative, "data": self.data}
+        given = {key: str(value) for key, value in beside.items() if value is not None}
         where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track)
         return distill(self.system, self.on, settings, *where, given)
 
@@ -196,7 +197,7 @@ class Export:
 
     folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
     out: Annotated[Path, arg(help="where to, a new folder")]
-    to: Annotated[Format, arg(help="onnx for classifiers, diffusers or lora for pipelines")] = "safetensors"
+    to: Annotated[Format, arg(help="onnx for classifiers, diffusers and lora for pipelines")] = "safetensors"
 
     def run(self) -> int:
         from limbeck.commands import export

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import catalogue, loading
-from limbeck.bridges import Pipeline, write_lora, write_pipeline
+from limbeck.bridges import Images, Pipeline, Texts, write_lora, write_model, write_pipeline
+from limbeck.engine import Dataset
 from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.ranks import leads, meet, together
@@ -33,6 +34,7 @@ from limbeck.engine.settings import settings as settings_of
 from limbeck.errors import BadFile, BadSetting, Diverged, Failed, Incompatible, LimbeckError
 from limbeck.evaluate import comparison
 from limbeck.evaluate.cost import attempt
+from limbeck.evaluate.models import figures_of
 from limbeck.evaluate.picture import moments, picture, side_by_side
 from limbeck.evaluate.report import About, beside, number, reporting, write_report
 from limbeck.export import to_onnx
@@ -128,7 +130,7 @@ def _judge(session: Session, about: About, tracked: Tracking) -> None:
     """Prints, shows and keeps how good a finished result is."""
     where, problem = session.folder, session.problem
     try:
-        figures = comparison.evaluate(session.student, problem)
+        figures = figures_of(session.student, problem)
     except LimbeckError as error:
         raise Failed(f"{where} has finished, but its result cannot be judged: {error}") from error
     _print_figures(figures)
@@ -380,7 +382,7 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
         raise BadSetting(f"n must be at least 10, got {n}.")
     session = loading.load_run(folder)
     torch.set_num_threads(session.problem.threads or torch.get_num_threads())
-    figures = comparison.evaluate(session.student, session.problem, n=n, seed=seed)
+    figures = figures_of(session.student, session.problem, n=n, seed=seed)
     print(to_json(figures)) if as_json else _print_figures(figures)
     return 0
 
@@ -404,6 +406,10 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
             _export_pipeline(session, out, write_lora)
             say(f"exported: {out}, for load_lora_weights, with the scheduler that goes with it")
             return 0
+        if to == "transformers":
+            _export_model(session, out)
+            say(f"exported: {out}, for from_pretrained of transformers")
+            return 0
         write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
     except Failed as error:
         raise BadFile(str(error)) from error
@@ -420,6 +426,15 @@ def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = w
     write(student, out, like=problem.folder)
 
 
+def _export_model(session: Session, out: Path) -> None:
+    """Writes a model of transformers as a folder."""
+    problem = session.problem
+    if not isinstance(problem, Texts | Images):
+        need, got = "a model made on the folder of one", f"a {type(session.student).__name__} on {problem.name}"
+        raise Incompatible("export to transformers", need=need, got=got, fit="--to safetensors")
+    write_model(session.student, out, like=problem.folder)
+
+
 def _export_onnx(session: Session, out: Path, description: bytes) -> float:
     """Writes a classifier; returns how far the file's outputs are from its own."""
     problem = session.problem
@@ -428,4 +443,4 @@ def _export_onnx(session: Session, out: Path, description: bytes) -> float:
         raise Incompatible("ONNX export", need="a run that made a classifier", got=got, fit="--to safetensors")
     with new_folder(out) as partial:
         (partial / "recipe.json").write_bytes(description)
-        return to_onnx(session.student, problem.heldout[0], partial / "model.onnx")
+        return to_onnx(session.student, Dataset(x=problem.heldout[0]), partial / "model.onnx")

@@ -24,27 +24,36 @@ from limbeck.problems.problem import Problem
 def load_problem(
     name: str, given: Mapping[str, Any] | None = None, folder: Path | None = None, *, weights: bool = True
 ) -> Problem:
-    """A built-in problem by name, what a user's file makes with its function ``problem()``, or a pipeline's folder.
+    """A built-in problem by name, what a user's file makes with its function ``problem()``, or a folder with a model.
 
     Args:
-        name: of the problem, or a path.
-        given: what a pipeline needs beside its folder: ``prompts``, a file, and ``negative``, a text.
+        name: of the problem, or a path to a Python file, or to the folder of a pipeline or model.
+        given: what a folder needs beside it: ``prompts``, a file, and ``negative``, a text, for a pipeline; ``data``, a
+            file or folder, for a model of transformers.
         folder: of a run that has begun on it, with what `Problem.keep` wrote there.
         weights: whether a pipeline's are read; else its networks are on the meta device.
 
     Raises:
-        BadSetting, BadFile: no such problem, or a file that makes none.
+        BadSetting, BadFile: no such problem, a file that makes none, or something given that is missing or not wanted.
 
     >>> load_problem("mixture2d").name
     'mixture2d'
     """
     path = catalogue.find_problem(name)
-    if path.is_dir():
+    pipeline = (path / "model_index.json").exists()
+    takes = ("prompts", "negative") if pipeline else ("data",) if path.is_dir() else ()
+    if unwanted := [key for key in given or {} if key not in takes]:
+        raise BadSetting(f"{name} takes no --{unwanted[0]}.")
+    if pipeline:
         from limbeck.bridges import Pipeline
 
         return Pipeline(path, **(given or {}), cache=folder and folder / "prompts", weights=weights)
-    if given:
-        raise BadSetting(f"{name} takes no {' and no '.join(f'--{key}' for key in given)}; a pipeline of texts does.")
+    if path.is_dir():
+        if not given:
+            raise BadSetting(f"{name} needs --data, a file with a text a line, or labelled images.")
+        from limbeck.bridges import on_model
+
+        return on_model(path, **given)
     problem = call(path, function(path, "problem"))
     if not isinstance(problem, Problem):
         raise BadFile(f"{path}: problem() must return a Problem, got a {type(problem).__name__}.")
@@ -79,9 +88,8 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
     recipe = call(path, make, problem, **own)
     if not isinstance(recipe, Recipe):
         raise BadFile(f"{path}: recipe() must return a Recipe, got a {type(recipe).__name__}.")
-    return override(
-        recipe, {path: value for path, value in (values or {}).items() if path.replace("-", "_") not in own}
-    )
+    others = {path: value for path, value in (values or {}).items() if path.replace("-", "_") not in own}
+    return override(problem.adapt(recipe), others)
 
 
 def arguments(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +240,8 @@ def describe(
 
     where = {"system": _portable(system), "problem": _portable(problem), "seed": seed, "threads": threads}
     if given:
-        where["given"] = {key: str(Path(v).resolve()) if key == "prompts" else v for key, v in given.items()}
+        paths = ("prompts", "data")
+        where["given"] = {key: str(Path(v).resolve()) if key in paths else v for key, v in given.items()}
     own = arguments(system, values)
     return {"limbeck": __version__, **where, "arguments": own, "settings": plain(recipe)}
 
@@ -258,13 +267,9 @@ def read_description(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path} is not a recipe: it needs {', '.join(wanted)}.")
     in_range("threads", record["threads"], 1)
     given = record.setdefault("given", {})
-    if not isinstance(given, dict) or any(k not in GIVEN or not isinstance(v, str) for k, v in given.items()):
-        raise BadFile(f"{path} is not a recipe: a problem is given {' and '.join(GIVEN)}.")
+    if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
+        raise BadFile(f"{path} is not a recipe: what its problem is given must be texts by name.")
     return record
-
-
-GIVEN = ("prompts", "negative")
-"""What a pipeline of texts is given."""
 
 
 def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Recipe, Problem]:

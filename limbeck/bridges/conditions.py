@@ -112,9 +112,9 @@ def null_label(net: nn.Module) -> dict[str, Tree]:
 
 def keep_labels(net: nn.Module) -> None:
     """Labels stay what they are in training too: whoever wants to learn without them leaves them out himself."""
-    for module in net.modules():
-        if type(module).__name__ == "LabelEmbedding":
-            module.dropout_prob = 0.0
+    layers: list[Any] = [layer for layer in net.modules() if type(layer).__name__ == "LabelEmbedding"]
+    for layer in layers:
+        layer.dropout_prob = 0.0
 
 
 def prompt_inputs(net: nn.Module, text: Mapping[str, Tensor], pixels: tuple[int, int]) -> dict[str, Tree]:

@@ -97,6 +97,8 @@ class Mixed(Source):
 class Mixup(Source):
     """Pairs of examples in any proportion, x = λ·a + (1 − λ)·b with λ uniform, and the same of their labels.
 
+    Between two texts there is nothing: what has a label for each token stays as it is.
+
     Args:
         source: of x and of labels y, [B] integers.
         classes: C; labels become shares of all classes, y [B, C].
@@ -116,7 +118,10 @@ class Mixup(Source):
             raise Incompatible("Mixup", need="a source of x and y", got=f"one without {' and '.join(sorted(missing))}")
 
     def take(self, n: int, rng: Rng) -> Batch:
-        share, sides = rng.uniform(n, dtype=torch.float32), [self.source.take(n, rng) for _ in range(2)]
+        share, first = rng.uniform(n, dtype=torch.float32), self.source.take(n, rng)
+        if first["y"].dim() > 1:
+            return first
+        sides = (first, self.source.take(n, rng))
         one, two = ({"x": side["x"], "y": F.one_hot(side["y"], self.classes)} for side in sides)
         return {name: _between(one[name], two[name], share) for name in ("x", "y")}
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from limbeck.diffusion import Denoiser, Karras, Times, heun, sample
 from limbeck.engine.data import Dataset, Source
+from limbeck.engine.recipe import Recipe
+from limbeck.engine.roles import output_of
 from limbeck.rng import Rng
-from limbeck.tree import Tree
+from limbeck.tree import Tree, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +44,10 @@ class Problem(ABC):
     def keep(self, folder: Path) -> None:
         """Writes into a run's folder what it needs to go on with the same problem; nothing, for most."""
         return
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """A recipe as it runs on this problem: as it is, unless the problem needs it otherwise."""
+        return recipe
 
 
 class Generative(Problem):
@@ -137,8 +143,34 @@ class Classification(Problem):
     def accuracy(self, model: nn.Module) -> float:
         """Share of held-out examples that the model gets right."""
         with evaluating(model):
-            right = model(self.heldout[0]).argmax(1) == self.heldout[1]
+            right = output_of(model, self.heldout[0]).argmax(1) == self.heldout[1]
         return right.double().mean().item()
+
+
+PART = 8
+"""Texts of one pass of those that are held out."""
+
+
+class Language(Classification):
+    """A language model as the teacher: of each token that has a label, the class is which of the vocabulary it is.
+
+    Attributes:
+        train: inputs by name, ``{"input_ids": [N, L], …}``, and labels [N, L], `UNLABELLED` where none counts.
+        heldout: the same of what nobody has seen.
+        classes: tokens of the vocabulary.
+    """
+
+    train: tuple[Tree, Tensor]
+    heldout: tuple[Tree, Tensor]
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> float:
+        """Share of held-out tokens that have a label which the model gets right."""
+        x, y = self.heldout
+        parts = [slice(i, i + PART) for i in range(0, len(y), PART)]  # logits of all would not fit into memory
+        with evaluating(model):
+            right = torch.cat([output_of(model, rows(x, part)).argmax(2) == y[part] for part in parts])
+        return right[y >= 0].double().mean().item()
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from limbeck.objectives import (
     SIM,
     TDM,
     UNIC,
+    UNLABELLED,
     VSD,
     ApproximateR1,
     Attached,
@@ -53,6 +54,7 @@ from limbeck.objectives import (
     Contrast,
     Correspondence,
     Critic,
+    CrossEntropy,
     DiffRatio,
     Direction,
     DualView,
@@ -79,6 +81,7 @@ from limbeck.objectives import (
     PartialCrossAttention,
     PartitionedKD,
     PerSample,
+    PerToken,
     PixelClip,
     ReinforcedSelection,
     Relations,
@@ -172,6 +175,12 @@ def points(kind: Kind, rows: int = ROWS) -> Tensor:
 def places(kind: Kind) -> Tensor:
     """Sixteen tokens each, [rows, 16, 2]."""
     return points(kind, 16 * ROWS).unflatten(0, (ROWS, 16))
+
+
+def texts(kind: Kind) -> Source:
+    """Sixteen tokens each, of which some have a label, and of one text none."""
+    y = labels(16 * ROWS).view(ROWS, 16)
+    return Dataset(x=places(kind), y=torch.where(torch.arange(16) < torch.arange(ROWS)[:, None] % 9, y, UNLABELLED))
 
 
 def labels(rows: int = ROWS) -> Tensor:
@@ -295,6 +304,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "ThroughTeacher": lambda: ThroughTeacher(pairs={"0": "2:in"}),
     "PartialCrossAttention": lambda: PartialCrossAttention(tap="0", parts=("0", "1", "2"), heads=2),
     "Relations": lambda: Relations(pairs={"0": "3"}),
+    "PerToken, with labels": lambda: PerToken(of=KD()),
+    "PerToken, of labels": lambda: PerToken(of=CrossEntropy()),
     "MiniLM": lambda: MiniLM(pairs=(("0", "3"), ("2", "3"), ("0", "3"))),
 }
 
@@ -319,6 +330,9 @@ DATA: dict[str, Callable[[Kind], Source]] = {
     ),
     "MiniLM": lambda kind: Dataset(x=places(kind), y=labels()),
     "Relations": lambda kind: Dataset(x=places(kind), y=labels()),
+    "PerToken": texts,
+    "PerToken, with labels": texts,
+    "PerToken, of labels": texts,
     "TrilateralKD": lambda kind: Dataset(
         x=points(kind), y=labels(), other_x=points(kind).flip(0), other_y=labels().flip(0)
     ),

@@ -66,6 +66,7 @@ from limbeck.objectives.networks.sample_similarity import (
 from limbeck.objectives.networks.selection import ReinforcedSelection, chosen_mean, loss_after, reinforce
 from limbeck.objectives.networks.several import UNIC, cosine_and_smooth, heard, standardised
 from limbeck.objectives.networks.token_relations import Relations, Tokens, relation, relation_kl
+from limbeck.objectives.networks.tokens import UNLABELLED, PerToken, token_mean
 from limbeck.objectives.networks.transport import SinKD, sinkhorn, sinkhorn_distance
 from limbeck.objectives.networks.views import DualView, ThroughTeacher, alternating, direction_error
 from limbeck.objectives.networks.widths import (
@@ -90,6 +91,7 @@ __all__ = [
     "PLD",
     "RKD",
     "UNIC",
+    "UNLABELLED",
     "AtWidths",
     "AttentionTransfer",
     "BalancedDivergence",
@@ -126,6 +128,7 @@ __all__ = [
     "OutputGAN",
     "PartialCrossAttention",
     "PartitionedKD",
+    "PerToken",
     "PermutedTeacher",
     "Projection",
     "Projector",
@@ -196,6 +199,7 @@ __all__ = [
     "standardised",
     "target_kl",
     "task_cross_entropy",
+    "token_mean",
     "turned",
     "whitened",
     "windowed",
