@@ -10,6 +10,7 @@ from limbeck.students.slimmable import Elastic, Narrow, Slimmable, SlimmableTask
 from limbeck.students.stochastic import RandomEta, renoised
 from limbeck.students.trajectory import Phased, Trajectory
 from limbeck.students.views import FromCameras, Views
+from limbeck.students.whole_path import WholePath
 
 __all__ = [
     "AdditiveExperts",
@@ -31,6 +32,7 @@ __all__ = [
     "SlimmableTasks",
     "Trajectory",
     "Views",
+    "WholePath",
     "mixed",
     "ranked",
     "recurrence",

@@ -31,6 +31,7 @@ from limbeck import (
     ScoreDistillation,
     Segment,
     Trajectory,
+    WholePath,
     like,
     onward,
 )
@@ -174,6 +175,30 @@ def test_a_trajectory_is_ddim(process: Process) -> None:
     assert draw.noise is not None and draw.segment is not None
     s = torch.full((7,), draw.segment[0], dtype=F64)
     close(process.add_noise(draw.x, draw.noise, s), next(iter(student.states(student._noise(7, rng)))).x)
+
+
+@every_process
+def test_a_whole_path_learns_through_every_step(process: Process) -> None:
+    """Its draws are its samples, and their gradients the central differences of those, parameter by parameter."""
+    student = WholePath(mixture(2, process=process).requires_grad_(), ratios=(3.0, 1.0, LAST), shape=(2,))
+    draw = student.draw(7, None, Rng(6))
+    assert draw.noise is not None and draw.segment == (0.0, student.times[0].item())
+
+    def value() -> Tensor:
+        return (student.generate(draw.noise, None, Rng(0)) * weight).sum()
+
+    weight = Rng(7).normal(7, 2, dtype=F64)
+    close((draw.x * weight).sum().detach(), value())
+    (draw.x * weight).sum().backward()
+    means = student.denoiser.get_parameter("means")
+    assert means.grad is not None
+    for place in range(means.numel()):
+        ends = []
+        for step in (1e-5, -1e-5):
+            means.data.flatten()[place] += step
+            ends.append(value())
+            means.data.flatten()[place] -= step
+        close(means.grad.flatten()[place], (ends[0] - ends[1]) / 2e-5, 1e-6)
 
 
 def test_huber_bounds_each_number() -> None:

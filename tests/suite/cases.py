@@ -114,6 +114,7 @@ from limbeck.students import (
     Slimmable,
     Trajectory,
     Views,
+    WholePath,
 )
 from limbeck.teachers import Committee, Ensemble, ExactDataset, GaussianMixture, Subclasses, Trained
 
@@ -218,6 +219,7 @@ STUDENTS: dict[str, Callable[[Kind], nn.Module | dict[str, nn.Module]]] = {
     "OneStep": lambda kind: OneStep(trained(kind), shape=(2,)),
     "RandomEta": lambda kind: RandomEta(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "Trajectory": lambda kind: Trajectory(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
+    "WholePath": lambda kind: WholePath(trained(kind), ratios=(80.0, 5.0, 1.0), shape=(2,)),
     "Particles": lambda kind: Particles(points(kind, 24)),
     "GrowingParticles": lambda kind: GrowingParticles(points(kind, BATCH), every=4, share=0.5, limit=64),
     "Image": lambda kind: Image(points(kind)[0]),
