@@ -174,7 +174,7 @@ def test_frozen_parts_that_no_teacher_lent_are_kept() -> None:
     student.net.level.requires_grad_(False)
     run = dmd2(network(8), student, rank=None)
     name = "denoiser.net.level.weight"
-    assert name in run.state_dict()["roles"]["student"]["module"] and name in run.result_state()
+    assert name in run.state_dict()["roles"]["student"]["module"] and name in run.result_state(run.student)
     assert dict(run.student.named_parameters())[name] is dict(run.cast.student.named_parameters())[name]
 
 
