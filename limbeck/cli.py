@@ -58,6 +58,7 @@ class Distill:
     negative: Annotated[str | None, arg(help="what its guidance leads away from; the empty prompt by default")] = None
     data: Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")] = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
+    device: Annotated[str | None, arg(help="cpu, cuda, ...; for models in folders a GPU, if there is one")] = None
     checkpoint_every: Annotated[int, arg(help="ticks between checkpoints; 0 writes one only when interrupted")] = 500
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
     out: Annotated[Path | None, arg(help="the run's folder; runs/SYSTEM-PROBLEM by default")] = None
@@ -77,7 +78,7 @@ class Distill:
             settings = {"steps": str(self.steps), **settings}
         beside = {"prompts": self.prompts, "negative": self.negative, "data": self.data}
         given = {key: str(value) for key, value in beside.items() if value is not None}
-        where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track)
+        where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track, self.device)
         return distill(self.system, self.on, settings, *where, given)
 
 

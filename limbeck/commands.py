@@ -90,19 +90,27 @@ def distill(
     out: Path | None,
     resume: bool,
     track: Name | None = None,
+    device: str | None = None,
     given: dict[str, str] | None = None,
 ) -> int:
     """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
-    record, where = _start(system, on, values, seed, out, resume, given or {})
+    record, where = _start(system, on, values, seed, out, resume, given or {}, device)
     track = choose(track, where)
     torch.set_num_threads(record["threads"])
     recipe, problem = loading.rebuild(record, where if (where / "recipe.json").exists() else None)
     watch = moments(problem, where, say) if leads() else unseen
     session = Session(
-        recipe, problem, where, seed=record["seed"], checkpoint_every=checkpoint_every, say=say, watch=watch
+        recipe,
+        problem,
+        where,
+        seed=record["seed"],
+        device=loading.device_of(record),
+        checkpoint_every=checkpoint_every,
+        say=say,
+        watch=watch,
     )
     if resume:
         _say_where(session)
@@ -154,6 +162,7 @@ def _start(
     out: Path | None,
     resume: bool,
     given: dict[str, str],
+    device: str | None,
 ) -> tuple[dict[str, Any], Path]:
     """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
     again = loading.read_description(Path(system)) if system.endswith(".json") else None
@@ -174,16 +183,21 @@ def _start(
         values, recipe = loading.vary(again, problem, values)
     else:
         recipe = loading.load_recipe(system, problem, values)
-    record = loading.describe(system, on, seed or 0, values, recipe, problem.threads or torch.get_num_threads(), given)
+    threads = problem.threads or torch.get_num_threads()
+    record = loading.describe(system, on, seed or 0, values, recipe, threads, given)
+    if device or (torch.cuda.is_available() and problem.device == "cuda"):
+        record["device"] = device or problem.device
+    loading.device_of(record)
     if not begun:
         if resume:
             say(f"{where} holds no run; starting from the beginning.")
         return record, where
     old = loading.read_description(where / "recipe.json")
     was, now = ({"given": {}, **one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
-    asked = ["system", "problem", "given"] + ["seed"] * (seed is not None) + [*old["settings"]] * bool(values or again)
-    if other := next((key for key in asked if now.get(key) != was[key]), None):
-        got = f"{other} {was[other]}, not {now.get(other)}"
+    said = {"system": system, "problem": on, "given": given, "seed": seed, "device": device}
+    asked = [name for name, value in said.items() if value is not None] + [*old["settings"]] * bool(values or again)
+    if other := next((key for key in asked if now.get(key) != was.get(key)), None):
+        got = f"{other} {was.get(other)}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")
     return old, where
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, get_type_hints
 
+import torch
+
 from limbeck import catalogue
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session
@@ -272,6 +274,23 @@ def read_description(path: Path) -> dict[str, Any]:
     return record
 
 
+def device_of(record: Mapping[str, Any]) -> torch.device:
+    """Where a run's networks are.
+
+    Raises:
+        BadSetting: a device that this machine does not have.
+
+    >>> device_of({})
+    device(type='cpu')
+    """
+    name = str(record.get("device", "cpu"))
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadSetting(f"device must be one that this machine has, such as cpu, got {name}.") from error
+
+
 def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Recipe, Problem]:
     """The recipe and problem that a ``recipe.json`` describes; what its run has kept is in ``folder``."""
     problem = load_problem(record["problem"], record.get("given"), folder)
@@ -302,7 +321,8 @@ def load_run(folder: Path) -> Session:
     record = read_description(folder / "recipe.json")
     recipe, problem = rebuild(record, folder)
     said: list[str] = []
-    session = Session(recipe, problem, folder, seed=record["seed"], say=said.append)
+    device = device_of(record) if torch.cuda.is_available() else None
+    session = Session(recipe, problem, folder, seed=record["seed"], device=device, say=said.append)
     if not session.finished:
         why = f"{folder} has not finished" + "".join(f": {text.rstrip('.')}" for text in said[:1])
         raise BadFile(f"{why}; go on with `limbeck distill {folder}/recipe.json --out {folder} --resume`.")

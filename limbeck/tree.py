@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Tree = Any
@@ -40,6 +41,11 @@ def tree_leaves(tree: Tree) -> Iterator[Tensor]:
     elif isinstance(tree, list | tuple):
         for item in tree:
             yield from tree_leaves(item)
+
+
+def moved(tree: Tree, device: torch.device) -> Tree:
+    """Every tensor of a tree on a device."""
+    return tree_map(lambda x: x.to(device), tree)
 
 
 def rows(tree: Tree, index: slice | Tensor) -> Tree:

@@ -35,6 +35,8 @@ class Images(Classification):
         Incompatible: transformers is missing, classes or sizes that are not the model's.
     """
 
+    device = "cuda"
+
     def __init__(self, folder: str | Path, data: str | Path):
         self.folder, self.name, self.data = Path(folder), Path(folder).resolve().name, Path(data)
         self._teacher = read_model(folder)

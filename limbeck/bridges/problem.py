@@ -46,6 +46,7 @@ class Pipeline(Generative):
         BadFile: a folder that is no pipeline, a file without prompts.
     """
 
+    device = "cuda"
     judged = 512
 
     def __init__(

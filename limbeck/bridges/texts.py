@@ -48,6 +48,8 @@ class Texts(Language):
     Source of the shares of masked tokens: Devlin et al. 2018, arXiv 1810.04805, sec. 3.1.
     """
 
+    device = "cuda"
+
     def __init__(self, folder: str | Path, data: str | Path):
         self.folder, self.name, self.data = Path(folder), Path(folder).resolve().name, Path(data)
         lines = read_lines(self.data)

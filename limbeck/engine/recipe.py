@@ -91,11 +91,13 @@ class Stage:
         in_range("steps", self.steps, 1)
         in_range("batch", self.batch, 1)
 
-    def start(self, problem: Problem, prior: Prior, seed: int) -> Run:
-        """The run of this stage, checked and ready."""
+    def start(self, problem: Problem, prior: Prior, seed: int, device: torch.device | None = None) -> Run:
+        """The run of this stage, checked and ready; on a device, or where its modules are."""
         with seeded(seed, self.name, "student"):
             student = self.student(problem, prior)
         teacher = self.teacher(problem, prior)
+        for module in (*_modules(teacher), *_modules(student)):
+            module.to(device)
         if self.shard and several():  # the problem's own networks, and those of other stages, stay whole
             teacher, student = twins((teacher, student), (*_modules(teacher), *_modules(student)))
         return distill(

@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -41,6 +42,7 @@ class Session:
         problem: on what.
         folder: where ``metrics.jsonl``, ``checkpoint/`` and ``stages/`` go; it need not exist.
         seed: of everything random.
+        device: where networks run; where they are by default.
         checkpoint_every: ticks between checkpoints; 0 writes one only when stopped.
         say: called with one sentence when something happened that a user should know.
         watch: called at the `MOMENTS` of every stage.
@@ -53,12 +55,13 @@ class Session:
         folder: Path,
         *,
         seed: int = 0,
+        device: torch.device | None = None,
         checkpoint_every: int = 0,
         say: Callable[[str], None] = lambda text: None,
         watch: Watch = lambda stage, i, student: None,
     ):
         self.recipe, self.problem, self.folder, self.seed = recipe, problem, folder, seed
-        self.checkpoint_every, self.say, self.watch = checkpoint_every, say, watch
+        self.device, self.checkpoint_every, self.say, self.watch = device, checkpoint_every, say, watch
         self.prior = Prior(folder / "stages")
         self.stopping = False
         self._index, self._state = self._latest()
@@ -100,7 +103,7 @@ class Session:
 
     def _start(self, stage: Stage) -> Run:
         try:
-            return stage.start(self.problem, self.prior, self.seed)
+            return stage.start(self.problem, self.prior, self.seed, self.device)
         except LimbeckError:
             raise
         except Exception as error:  # whatever a user's parts do wrong, and what torch says about a setting

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
 from limbeck.evaluate.classification import judge_classifier
 from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, prdc
-from limbeck.problems.problem import Classification, Generative, Problem, evaluating
+from limbeck.problems.problem import Classification, Generative, Problem, evaluating, place_of
 from limbeck.rng import Rng
 from limbeck.students.generator import FewStep
-from limbeck.tree import Tree, rows
+from limbeck.tree import Tree, moved, rows
 
 Sampler = Callable[[Tensor, Tree, Rng], Draw]
 """(standard normal noise [n, …], conditions, random numbers) → samples with their conditions."""
@@ -71,10 +72,15 @@ def student_of(student: nn.Module) -> Sampler:
 
     @torch.no_grad()
     def sampler(noise: Tensor, cond: Tree, rng: Rng) -> Draw:
+        there = place_of(student)
+        if there != rng.device:
+            rng, cond = Rng(rng.integer(2**62), device=there), moved(cond, there)
         with evaluating(student):
             if isinstance(student, FewStep):
-                return Draw(student.generate(noise, cond, rng), cond)
-            return student.draw(len(noise), cond, rng)
+                draw = Draw(student.generate(noise.to(there), cond, rng), cond)
+            else:
+                draw = student.draw(len(noise), cond, rng)
+        return replace(draw, x=draw.x.to(noise.device), cond=moved(draw.cond, noise.device))
 
     return sampler
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.engine.roles import output_of
-from limbeck.problems.problem import PART, Language, evaluating
-from limbeck.tree import rows
+from limbeck.problems.problem import PART, Language, evaluating, place_of
+from limbeck.tree import moved, rows
 
 
 @torch.no_grad()
@@ -24,9 +24,10 @@ def judge_language(model: nn.Module, problem: Language) -> dict[str, float]:
     x, y = problem.heldout
     sums, count, seconds = torch.zeros(4, dtype=torch.float64), 0, 0.0
     with evaluating(model), evaluating(problem.teacher):
-        output_of(model, rows(x, slice(PART)))  # a first pass takes longer
+        there = place_of(model)
+        output_of(model, moved(rows(x, slice(PART)), there))  # a first pass takes longer
         for i in range(0, len(y), PART):
-            part, labels = rows(x, slice(i, i + PART)), y[i : i + PART]
+            part, labels = (moved(rows(tree, slice(i, i + PART)), there) for tree in (x, y))
             theirs, began = output_of(problem.teacher, part), time.perf_counter()
             ours = output_of(model, part)
             seconds += time.perf_counter() - began

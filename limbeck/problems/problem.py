@@ -14,7 +14,7 @@ from limbeck.engine.data import Dataset, Source
 from limbeck.engine.recipe import Recipe
 from limbeck.engine.roles import output_of
 from limbeck.rng import Rng
-from limbeck.tree import Tree, rows
+from limbeck.tree import Tree, moved, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,8 @@ class Problem(ABC):
     """Something to distil on. Subclasses say what kind it is; a recipe's signature says which kind it needs."""
 
     name: str
+    device: str = "cpu"
+    """Where its networks run best, if there is such a device."""
     threads: int | None = None
     """Threads that suit its networks; small ones are fastest on one, and never wait for a busy core."""
 
@@ -102,8 +104,9 @@ class Generative(Problem):
 
     @torch.no_grad()
     def teacher_sample(self, noise: Tensor, cond: Tree) -> Tensor:
-        """The teacher's own samples by its full sampler, [B, …]."""
-        return sample(heun(self.teacher, noise, self.times.grid(self.steps, self.teacher.process), cond))
+        """The teacher's own samples by its full sampler, [B, …], where the noise is."""
+        there, grid = place_of(self.teacher), self.times.grid(self.steps, self.teacher.process)
+        return sample(heun(self.teacher, noise.to(there), grid, moved(cond, there))).to(noise.device)
 
     shown: int = 100
     """How many samples a picture has."""
@@ -171,6 +174,11 @@ class Language(Classification):
         with evaluating(model):
             right = torch.cat([output_of(model, rows(x, part)).argmax(2) == y[part] for part in parts])
         return right[y >= 0].double().mean().item()
+
+
+def place_of(module: nn.Module) -> torch.device:
+    """The device that a module is on."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 @contextmanager
