@@ -13,7 +13,7 @@ from limbeck.engine.labels import (
     write_labels,
 )
 from limbeck.engine.loop import Run, Step, distill
-from limbeck.engine.memory import checkpointed
+from limbeck.engine.memory import Memory, checkpointed
 from limbeck.engine.objective import Loss, Objective, Scaled, Sum, Term
 from limbeck.engine.optim import EMA, SGD, Adam, Optim, RAdam
 from limbeck.engine.recipe import Claim, Make, Paper, Prior, Recipe, Stage, Trial
@@ -42,6 +42,7 @@ __all__ = [
     "Linear",
     "Loss",
     "Make",
+    "Memory",
     "Mixed",
     "Mixup",
     "Noised",

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.engine.data import Source, as_source
+from limbeck.engine.memory import Memory
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.optim import EMA, Optim, gradient_norm
 from limbeck.engine.ranks import any_of, as_the_first, summed
@@ -63,6 +64,7 @@ def distill(
     ema: EMA | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
+    memory: Memory | Mapping[str, Memory] | None = None,
     shard: bool = False,
     seed: int | tuple[object, ...] = 0,
 ) -> "Run":
@@ -82,6 +84,7 @@ def distill(
         ema: moving average of each student; where there is one, it is the result.
         accumulate: micro-batches of a tick.
         autocast: dtype of the forward passes, such as ``torch.bfloat16``.
+        memory: how networks lie in memory; one for all, or by teacher and role with ``"default"`` for the others.
         shard: of several processes each holds a part of every network; see `spread`. One process is as without.
         seed: of everything random.
 
@@ -108,6 +111,7 @@ def distill(
             (source := as_source(data)).fields,
             _names(seed),
             lambda: source.take(2, Rng((*_names(seed), "example"))),
+            {"default": memory} if isinstance(memory, Memory) else memory,
         ),
         objective,
         source,

@@ -1,8 +1,10 @@
-"""Memory for time: activations that the backward pass computes again."""
+"""Memory for precision and for time: frozen weights in half, activations that the backward pass computes again."""
 
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -10,6 +12,79 @@ from limbeck.engine.taps import find, submodules
 from limbeck.errors import Incompatible
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """How a network of a run lies in memory.
+
+    Args:
+        frozen: what parameters are kept in that nobody trains, and what the network then computes in; None leaves them.
+            What is trained is kept in single precision.
+        again: blocks that the backward pass computes again, by name or glob as in `checkpointed`; ``auto`` for those
+            that a network of diffusers chooses for itself.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    >>> Memory(frozen="bf16").put(net)
+    >>> [p.dtype for p in net.parameters()][1:3], net(torch.zeros(1, 2)).dtype
+    ([torch.bfloat16, torch.float32], torch.bfloat16)
+    """
+
+    frozen: Literal["bf16", "fp16"] | None = None
+    again: tuple[str, ...] = ()
+
+    def put(self, module: nn.Module) -> None:
+        """Makes a network lie so, in place: whoever else holds its frozen parameters sees the same.
+
+        Raises:
+            Incompatible: no such blocks; see `checkpointed`.
+        """
+        if self.again:
+            checkpointed(module, *(name for name in self.again if name != "auto"))
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.frozen or "")
+        for p in module.parameters():
+            if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+                p.data = p.data.float()
+            elif dtype and not p.requires_grad and p.is_floating_point():
+                p.data = p.data.to(dtype)
+        for root in called(module):
+            _forget(root)  # a copy brings the precision of what it is a copy of
+            if dtype:
+                root.register_forward_pre_hook(_Enter(dtype))
+                root.register_forward_hook(_Leave(), always_call=True)
+
+
+def called(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules that are called as a whole."""
+    if type(module).forward is not nn.Module.forward:
+        return [module]
+    return [root for child in module.children() for root in called(child)]
+
+
+class _Enter:
+    """A hook that begins a precision."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, args: object) -> None:
+        context = torch.autocast(next(module.parameters()).device.type, self.dtype)
+        context.__enter__()
+        vars(module).setdefault("_precisions", []).append(context)
+
+
+class _Leave:
+    """A hook that ends it."""
+
+    def __call__(self, module: nn.Module, args: object, out: object) -> None:
+        vars(module)["_precisions"].pop().__exit__(None, None, None)
+
+
+def _forget(module: nn.Module) -> None:
+    for name in ("_forward_pre_hooks", "_forward_hooks"):
+        each: dict[int, Any] = vars(module)[name]
+        for key in [key for key, hook in each.items() if isinstance(hook, _Enter | _Leave)]:
+            del each[key]
 
 
 def checkpointed(module: M, *blocks: str) -> M:
@@ -63,4 +138,4 @@ def _again(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, "again": True, "__module__": kind.__module__})
 
 
-__all__ = ["checkpointed"]
+__all__ = ["Memory", "called", "checkpointed"]

@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.engine.data import Source
 from limbeck.engine.loop import Run, distill
+from limbeck.engine.memory import Memory
 from limbeck.engine.objective import Objective
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.ranks import several
@@ -71,6 +72,7 @@ class Stage:
         ema: moving average of the student.
         accumulate: micro-batches of a tick.
         bf16: forward passes in bfloat16; parameters, gradients and losses stay as they are.
+        memory: how each network lies in memory; ``default`` is for those not named.
         shard: of several processes each holds a part of every network, instead of all of it; see `distill`.
     """
 
@@ -85,6 +87,7 @@ class Stage:
     ema: EMA | None = None
     accumulate: int = 1
     bf16: bool = False
+    memory: Mapping[str, Memory] = field(default_factory=lambda: {"default": Memory()})
     shard: bool = False
 
     def __post_init__(self) -> None:
@@ -111,6 +114,7 @@ class Stage:
             ema=self.ema,
             accumulate=self.accumulate,
             autocast=torch.bfloat16 if self.bf16 else None,
+            memory=self.memory,
             shard=self.shard,
             seed=(seed, self.name),
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
+from limbeck.engine.memory import Memory
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.shards import as_lies, is_shard, part_of
 from limbeck.engine.student import Grows, Rows, Student
@@ -146,6 +147,7 @@ class Cast:
         fields: what the data brings with each batch.
         seed: names that seed the initialisation of roles.
         example: makes a few rows of the data, to size by them what depends on shapes.
+        memory: how networks lie in memory, by teacher or role; ``"default"`` is for those not named.
 
     Attributes:
         taps: features of networks that some loss asked for, by role or teacher; see `tap`.
@@ -161,10 +163,12 @@ class Cast:
         fields: frozenset[str] = frozenset(),
         seed: tuple[object, ...] = (0,),
         example: Callable[[], Batch] = dict,
+        memory: Mapping[str, Memory] | None = None,
     ):
         self.teachers, self.fields, self._optim, self._seed = dict(teachers), fields, optim, seed
-        for teacher in self.teachers.values():
-            teacher.requires_grad_(False).eval()
+        self._memory = memory or {}
+        for name, teacher in self.teachers.items():
+            self._memory_of(name).put(teacher.requires_grad_(False).eval())
         if "student" not in students:
             got = " and ".join(map(repr, students)) or "none"
             raise Incompatible("a run", need="one of its students named 'student'", got=got)
@@ -277,6 +281,8 @@ class Cast:
         if not any(p.requires_grad for p in module.parameters()):
             need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
+        if self._memory:
+            self._memory_of(name).put(module)
         optim = self._optim.get(name) or self._optim.get("default") or Adam()
         role = Role(name, module.train(), optim, spec, lent_by(self.teachers.values(), module))
         for other in self.roles.values():
@@ -290,6 +296,9 @@ class Cast:
         self.roles[name] = role
         return role
 
+    def _memory_of(self, name: str) -> Memory:
+        return self._memory.get(name) or self._memory.get("default") or Memory()
+
     def target(self, of: str, ema: EMA) -> nn.Module:
         """The moving average of a role; with decay 0 the role's own module, to be used without gradients."""
         role = self.roles[of]
@@ -301,10 +310,14 @@ class Cast:
         return self.targets[name].module
 
     def check_optim(self) -> None:
-        """Raises `BadSetting` if an optimiser was given for a role that nobody plays."""
-        for name in self._optim:
-            if name != "default" and name not in self.roles:
-                raise BadSetting(f"optim names the role {name!r}, but there are only {', '.join(sorted(self.roles))}.")
+        """Raises `BadSetting` if an optimiser was given for a role that nobody plays, or memory for nobody."""
+        for what, given, known in (
+            ("optim", self._optim, [*self.roles]),
+            ("memory", self._memory, [*self.roles, *self.teachers]),
+        ):
+            for name in given:
+                if name != "default" and name not in known:
+                    raise BadSetting(f"{what} names the role {name!r}, but there are only {', '.join(sorted(known))}.")
 
     def keep(self, name: str, make: Callable[[], K]) -> K:
         """State of an objective that is neither role nor target, made on first use; it is saved with the rest."""
