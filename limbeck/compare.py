@@ -176,7 +176,7 @@ def _entries(
     seed: int,
     out: Path,
     skipped: dict[str, str],
-    given: Mapping[str, str] | None,
+    given: Mapping[str, str] | None = None,
 ) -> list[Entry]:
     """The systems that can run on the problem; the others are added to those skipped, with what they say."""
     if twice := [name for name in systems if [*map(_id, systems)].count(_id(name)) > 1]:
