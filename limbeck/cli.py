@@ -88,7 +88,8 @@ class Compare:
 
     systems: Annotated[Positional[tuple[str, ...]], arg(help="systems' ids, or Python files with recipes")] = ()
     family: Annotated[str | None, arg(help="all recipes of a family, instead")] = None
-    on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a model's folder")] = None
+    data: Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")] = None
     steps: Annotated[int | None, arg(help="ticks; each recipe's own number by default")] = None
     seed: Annotated[int, arg(help="of everything random")] = 0
     out: Annotated[Path | None, arg(help="where to; runs/compare-PROBLEM or -FAMILY-PROBLEM by default")] = None
@@ -110,8 +111,9 @@ class Compare:
 
         settings = settings if self.steps is None else {"steps": str(self.steps), **settings}
         name = "-".join(["compare", *([self.family] if self.family else []), Path(self.on).stem])
+        given = {} if self.data is None else {"data": str(self.data)}
         unmade = [system.id for system in family if system.id not in systems]
-        return compare(systems, unmade, self.on, settings, self.seed, self.out or Path("runs") / name, self.json)
+        return compare(systems, unmade, self.on, settings, self.seed, self.out or Path("runs") / name, self.json, given)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,14 @@ class Row:
 
 
 def compare(
-    systems: Sequence[str], unmade: Sequence[str], on: str, values: Mapping[str, str], seed: int, out: Path, quiet: bool
+    systems: Sequence[str],
+    unmade: Sequence[str],
+    on: str,
+    values: Mapping[str, str],
+    seed: int,
+    out: Path,
+    quiet: bool,
+    given: Mapping[str, str] | None = None,
 ) -> int:
     """Runs systems on a problem; prints, draws and writes what came of it. What has finished is not run again.
 
@@ -96,6 +103,7 @@ def compare(
         seed: of every run.
         out: holds ``compare.json``, ``compare.png`` and a run's folder for each system.
         quiet: print what ``compare.json`` has, and nothing else.
+        given: what the problem needs beside its name; see `limbeck.loading.load_problem`.
 
     Raises:
         BadSetting, Incompatible: systems or settings with which nothing can be done.
@@ -103,11 +111,13 @@ def compare(
         Failed: no system came to its end.
     """
     tell = Console(stderr=True, highlight=False, markup=False) if quiet else console
-    problem = loading.load_problem(on)
+    problem = loading.load_problem(on, given)
     torch.set_num_threads(problem.threads or torch.get_num_threads())
     skipped = dict.fromkeys(unmade, UNMADE)
-    entries = _entries(systems, problem, on, values, seed, out, skipped)
+    entries = _entries(systems, problem, on, values, seed, out, skipped, given)
     head = {"problem": entries[0].record["problem"], "seed": seed, "settings": dict(values)}
+    if given:
+        head["given"] = entries[0].record["given"]
     _check_folder(out, head)
     for entry in entries:
         _check_run(entry)
@@ -166,6 +176,7 @@ def _entries(
     seed: int,
     out: Path,
     skipped: dict[str, str],
+    given: Mapping[str, str] | None = None,
 ) -> list[Entry]:
     """The systems that can run on the problem; the others are added to those skipped, with what they say."""
     if twice := [name for name in systems if [*map(_id, systems)].count(_id(name)) > 1]:
@@ -174,7 +185,7 @@ def _entries(
     first: LimbeckError | None = None
     for system in systems:
         try:
-            entries.append(_entry(system, problem, on, values, seed, out / _id(system)))
+            entries.append(_entry(system, problem, on, values, seed, out / _id(system), given))
         except LimbeckError as error:
             first, skipped[_id(system)] = first or error, str(error)
     if not entries:
@@ -186,7 +197,15 @@ def _entries(
     return entries
 
 
-def _entry(system: str, problem: Problem, on: str, values: Mapping[str, str], seed: int, folder: Path) -> Entry:
+def _entry(
+    system: str,
+    problem: Problem,
+    on: str,
+    values: Mapping[str, str],
+    seed: int,
+    folder: Path,
+    given: Mapping[str, str] | None = None,
+) -> Entry:
     """A system with those of the settings that it takes; checked as far as it can be before it runs."""
     loading.load_recipe(system, problem)
     left_out: dict[str, str] = {}
@@ -202,7 +221,7 @@ def _entry(system: str, problem: Problem, on: str, values: Mapping[str, str], se
         recipe = loading.load_recipe(system, problem, values)
     if not _begun(folder):
         Session(recipe, problem, folder, seed=seed)  # says what does not fit
-    record = json.loads(json.dumps(loading.describe(system, on, seed, values, recipe, threads=1)))
+    record = json.loads(json.dumps(loading.describe(system, on, seed, values, recipe, 1, given)))
     return Entry(system=system, folder=folder, values=values, left_out=left_out, record=record)
 
 
@@ -238,8 +257,8 @@ def _check_run(entry: Entry) -> None:
     if not _begun(entry.folder):
         return
     old = loading.read_description(entry.folder / "recipe.json")
-    was, now = ({**one, **one["settings"]} for one in (old, entry.record))
-    asked = ["system", "problem", "seed", *dict.fromkeys([*was["settings"], *now["settings"]])]
+    was, now = ({"given": {}, **one, **one["settings"]} for one in (old, entry.record))
+    asked = ["system", "problem", "given", "seed", *dict.fromkeys([*was["settings"], *now["settings"]])]
     if other := next((key for key in asked if was.get(key) != now.get(key)), None):
         got = f"{other} {was.get(other)}, not {now.get(other)}"
         raise BadFile(f"{entry.folder} was begun with {got}; choose another --out.")
@@ -276,10 +295,11 @@ def _result(entry: Entry, on: str, seed: int, quiet: bool) -> tuple[Session | No
 def _run(entry: Entry, on: str, seed: int, quiet: bool) -> tuple[int, str]:
     """Runs a system in a process of its own, or goes on with it; its exit code, and what it said if that is not 0."""
     settings = [f"--{path}={value}" for path, value in entry.values.items()]
+    given = [f"--{key}={value}" for key, value in entry.record.get("given", {}).items()]
     resume = ["--resume"] if _begun(entry.folder) else []
     command = [sys.executable, "-m", "limbeck", "distill", entry.system, f"--on={on}", f"--seed={seed}"]
     child = subprocess.Popen(
-        [*command, f"--out={entry.folder}", *resume, *settings],
+        [*command, f"--out={entry.folder}", *resume, *given, *settings],
         stdout=2 if quiet else None,
         stderr=subprocess.PIPE,
         text=True,

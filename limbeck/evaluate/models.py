@@ -24,7 +24,7 @@ class Logits(nn.Module):
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net = net
+        self.net, self.training = net, net.training
 
     def forward(self, x: Tensor) -> Any:
         """Logits [B, C] of inputs [B, …]."""
