@@ -312,7 +312,7 @@ def test_what_is_no_pipeline_is_said_in_a_sentence(
     net.save_pretrained(text / "unet")
     index = json.loads((text / "model_index.json").read_text())
     (text / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "UNet2DConditionModel"]}))
-    for on, said in ((tmp_path, "is not a Python file"), (text, "needs --prompts FILE")):
+    for on, said in ((tmp_path, "no folder of a pipeline or model"), (text, "needs --prompts FILE")):
         assert main(["distill", "sid", "--on", str(on), "--out", str(tmp_path / "run")]) == 2
         assert said in capsys.readouterr().err
     assert main(["distill", "kd", "--on", str(pipeline), "--out", str(tmp_path / "run")]) == 2
