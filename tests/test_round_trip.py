@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.bridges import Pipeline
+from limbeck.bridges import Pipeline, read_pipeline, steps_of, write_pipeline
 from limbeck.cli import main
 from limbeck.evaluate.metrics import energy_distance
 from limbeck.rng import Rng, seed_of, seeded
-from limbeck.students import FromTeacher
+from limbeck.students import FewStep, FromTeacher, Trajectory
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.xdist_group("round-trip")
@@ -106,3 +106,29 @@ def test_training_makes_one_step_better(images: dict[str, tuple[Tensor, Tensor]]
     untrained = start.sample(N, None, Rng(0)) / 2 + 0.5
     before, after = (energy_distance(x.flatten(1), real.flatten(1) / 2 + 0.5) for x in (untrained, images[name][1]))
     assert after < 0.4 * before, (before, after)
+
+
+@pytest.mark.parametrize("kind", [FewStep, Trajectory])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", ["noisiest", "lower", "zero", "flow", "shifted"])
+def test_steps_are_those_that_the_exported_scheduler_takes(
+    pipeline: Path, tmp_path: Path, name: str, steps: int, kind: type[FewStep]
+) -> None:
+    scheduler = {
+        "zero": lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        "flow": diffusers.FlowMatchEulerDiscreteScheduler,
+        "shifted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }.get(name, lambda: diffusers.PNDMScheduler(prediction_type="v_prediction", steps_offset=1))()
+    net = diffusers.UNet2DModel.from_pretrained(pipeline, subfolder="unet")
+    diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path / "in")
+    teacher = read_pipeline(tmp_path / "in")
+    ratios = steps_of(teacher.clock, steps, ratio=7.0) if name == "lower" else steps_of(teacher.clock, steps)
+    student = kind(teacher, ratios=ratios, shape=(1, 8, 8))
+    write_pipeline(student, tmp_path / "out", like=tmp_path / "in")
+    images = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    first = images.scheduler.config.num_train_timesteps  # one more than the first step is told
+    assert first % steps == 0 and first > 997 if name != "lower" else 618 <= first <= 622, first
+    seed = {"generator": torch.Generator().manual_seed(5)}
+    theirs = images(batch_size=4, num_inference_steps=steps, output_type="np", **seed).images
+    ours = student.sample(4, None, Rng(5)) / 2 + 0.5
+    torch.testing.assert_close(ours.clamp(0, 1), torch.tensor(theirs).movedim(3, 1), rtol=0, atol=1e-5)
