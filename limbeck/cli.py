@@ -52,7 +52,9 @@ class Distill:
     """The main job: distil a system on a problem. Any setting may follow, as in --objective.critic-steps 3."""
 
     system: Annotated[Positional[str], arg(help="a system's id, a Python file with a recipe, or a run's recipe.json")]
-    on: Annotated[str | None, arg(help="a problem's name, or a Python file that makes one")] = None
+    on: Annotated[
+        str | None, arg(help="a problem's name, a Python file that makes one, or a pipeline of diffusers")
+    ] = None
     prompts: Annotated[Path | None, arg(help="a text file, one prompt a line, for a pipeline that takes texts")] = None
     negative: Annotated[str | None, arg(help="what its guidance leads away from; the empty prompt by default")] = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None

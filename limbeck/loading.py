@@ -22,7 +22,7 @@ from limbeck.problems.problem import Problem
 
 
 def load_problem(name: str, given: Mapping[str, Any] | None = None, folder: Path | None = None) -> Problem:
-    """A built-in problem by name, what a user's file makes with its function ``problem()``, or a pipeline's folder.
+    """A built-in problem by name, what a user's file makes with ``problem()``, or the one of a pipeline's folder or id.
 
     Args:
         name: of the problem, or a path.
@@ -36,10 +36,10 @@ def load_problem(name: str, given: Mapping[str, Any] | None = None, folder: Path
     'mixture2d'
     """
     path = catalogue.find_problem(name)
-    if path.is_dir():
+    if path.is_dir() or catalogue.is_id(name):
         from limbeck.bridges import Pipeline
 
-        return Pipeline(path, **(given or {}), cache=folder and folder / "prompts")
+        return Pipeline(name, **(given or {}), cache=folder and folder / "prompts")
     if given:
         raise BadSetting(f"{name} takes no {' and no '.join(f'--{key}' for key in given)}; a pipeline of texts does.")
     problem = call(path, function(path, "problem"))
@@ -235,6 +235,8 @@ def describe(
 
 
 def _portable(name: str) -> str:
+    if catalogue.is_id(name):
+        return name
     return str(Path(name).resolve()) if name.endswith(".py") or "/" in name or Path(name).is_dir() else name
 
 
@@ -270,7 +272,9 @@ def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Reci
     recipe = load_recipe(record["system"], problem, record["arguments"])
     if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
-    return override(recipe, record["settings"]), problem
+    recipe = override(recipe, record["settings"])
+    problem.asked_by(recipe)
+    return recipe, problem
 
 
 def vary(record: Mapping[str, Any], problem: Problem, values: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:

@@ -114,7 +114,7 @@ def keep_labels(net: nn.Module) -> None:
     """Labels stay what they are in training too: whoever wants to learn without them leaves them out himself."""
     for module in net.modules():
         if type(module).__name__ == "LabelEmbedding":
-            module.dropout_prob = 0.0
+            setattr(module, "dropout_prob", 0.0)  # noqa: B010
 
 
 def prompt_inputs(net: nn.Module, text: Mapping[str, Tensor], pixels: tuple[int, int]) -> dict[str, Tree]:

@@ -108,7 +108,8 @@ class Diffusers(Featured):
         net: called as ``net(x_t, timestep=..., **inputs)``.
         clock: of its noise.
         null: the inputs of no condition, for one example, [1, …]; none by default.
-        taps: submodules that `look` reads, with their numbers of channels.
+        taps: submodules whose output `look` reads, with their numbers of channels; with ``-`` for the dots of a path,
+            it is what goes in.
 
     >>> from torch import nn
     >>> class Net(nn.Module):
@@ -138,9 +139,12 @@ class Diffusers(Featured):
         return self.process.convert(out[:, : x_t.shape[1]], x_t, t, self.clock.form, "x0")
 
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:
-        with tap(self.net, *taps) as seen:
+        places = {name: name.replace("-", ".") + ":in" * ("-" in name) for name in taps}
+        with tap(self.net, *places.values()) as seen:
             out = self.denoise(x_t, t, cond)
-            return Seen(out if x0 else None, {name: seen[name] for name in taps})
+            found = {name: seen[place] for name, place in places.items()}
+            maps = {name: x.movedim(2, 1) if x.dim() == 3 else x for name, x in found.items()}  # tokens come last
+            return Seen(out if x0 else None, maps)
 
     def _inputs(self, cond: Tree, x_t: Tensor) -> dict[str, Any]:
         if cond is not None:
@@ -160,10 +164,18 @@ def read_pipeline(folder: str | Path) -> Diffusers:
     net = read_part(folder, place_of(folder))
     keep_labels(net)
     clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
-    middle = {"mid_block": net.config["block_out_channels"][-1]} if getattr(net, "mid_block", None) else {}
-    return Diffusers(
-        net.requires_grad_(False).eval(), replace(clock, even=is_packed(net)), null=null_label(net), taps=middle
-    )
+    clock = replace(clock, even=is_packed(net))
+    return Diffusers(net.requires_grad_(False).eval(), clock, null=null_label(net), taps=_middle(net))
+
+
+def _middle(net: Any) -> dict[str, int]:
+    """Where features are read: in the middle of a U-Net, or before the middle block of a transformer."""
+    if getattr(net, "mid_block", None) is not None:
+        return {"mid_block": net.config["block_out_channels"][-1]}
+    if not (blocks := getattr(net, "transformer_blocks", ())):
+        return {}
+    width = net.config["num_attention_heads"] * net.config["attention_head_dim"]
+    return {f"transformer_blocks-{len(blocks) // 2}-norm1": width}
 
 
 def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[float, ...]:
@@ -247,9 +259,8 @@ def _scheduler(clock: Clock, student: FewStep, known: Any) -> Any:
     """
     walks = isinstance(student, Trajectory)
     if not isinstance(clock.process, Tabulated):
-        return _flow(
-            clock, len(student.ratios), "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
-        )
+        kind = "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
+        return _flow(clock, len(student.ratios), kind)
     n = round(float(student.times[0]))
     table: dict[str, Any] = {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
     if n < len(known.betas):

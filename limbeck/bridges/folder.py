@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from limbeck.catalogue import is_id
 from limbeck.errors import BadFile, Incompatible
 
 DENOISERS = ("unet", "transformer")
@@ -23,6 +24,22 @@ def library() -> Any:
     except ImportError:
         fit = "pip install 'limbeck[diffusers]'"
         raise Incompatible("a pipeline", need="diffusers", got="none installed", fit=fit) from None
+
+
+def local(name: str | Path) -> Path:
+    """The folder of a pipeline: itself, or where the hub of diffusers has put the pipeline of this id.
+
+    Raises:
+        BadFile: neither a folder, nor an id that the hub knows, or no hub.
+        Incompatible: an id, and diffusers is missing.
+    """
+    if Path(name).exists() or not is_id(str(name)):
+        return Path(name)
+    try:
+        return Path(library().DiffusionPipeline.download(str(name), use_safetensors=True))
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        raise BadFile(f"{name} is no folder here, and no hub gave a pipeline of this id: {text}.") from error
 
 
 def index_of(folder: str | Path) -> dict[str, Any]:
@@ -90,4 +107,4 @@ def config_of_part(folder: str | Path, name: str) -> Mapping[str, Any] | None:
         return None
 
 
-__all__ = ["DENOISERS", "config_of_part", "index_of", "kind_of", "library", "place_of", "read_part"]
+__all__ = ["DENOISERS", "config_of_part", "index_of", "kind_of", "library", "local", "place_of", "read_part"]

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs, size_of
 from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
-from limbeck.bridges.folder import index_of, place_of
+from limbeck.bridges.folder import index_of, local, place_of
 from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
-from limbeck.diffusion import Karras
+from limbeck.diffusion import Guidance, Karras, heun, sample
 from limbeck.engine.data import Batch, Dataset, Source
+from limbeck.engine.settings import settings
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.problem import Generative
 from limbeck.rng import Rng
@@ -34,7 +35,7 @@ class Pipeline(Generative):
     pipeline takes by itself, so that it can leave as one; see `write_pipeline`.
 
     Args:
-        folder: of the pipeline.
+        folder: of the pipeline, or its id.
         prompts: a text file, one prompt a line, for a pipeline that takes texts.
         negative: what stands in the place of the empty prompt under guidance.
         cache: a folder where `keep` has put the embedded prompts of this run; they are then as they were.
@@ -46,6 +47,8 @@ class Pipeline(Generative):
     """
 
     judged = 512
+    guidance: Guidance | None = None
+    """On the teacher, where its samples are real ones."""
 
     def __init__(
         self,
@@ -55,12 +58,12 @@ class Pipeline(Generative):
         negative: str | None = None,
         cache: Path | None = None,
     ):
-        self.folder, self.name = Path(folder), Path(folder).resolve().name
+        self.folder, self.name = local(folder), Path(folder).resolve().name
         self.takes_prompts = _check(self.folder, prompts, negative)
         known = kept(cache, self.folder) if cache and self.takes_prompts else None
         self._known, self.negative = known, negative
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
-        self.network_read: Diffusers = read_pipeline(folder)
+        self.network_read: Diffusers = read_pipeline(self.folder)
         net, self.latents = self.network_read.net, Latents(self.folder)
         self.shape = _shape(net)
         self.classes = labels_of(net)
@@ -116,6 +119,28 @@ class Pipeline(Generative):
 
     def reference(self) -> Tensor:
         return self._reference
+
+    def asked_by(self, recipe: Any) -> None:
+        """Its samples are those of the teacher under the guidance that a recipe has on it."""
+        found = [value for path, value in settings(recipe).items() if path.rpartition(".")[2] == "guidance"]
+        self.guidance = next((value for value in found if isinstance(value, Guidance)), None)
+        if self.guidance and not self.takes_prompts and not self.network_read.null:
+            need, got = "a network that knows what no condition is", f"{self.name}, which does not"
+            raise Incompatible("guidance", need=need, got=got, fit="guidance None")
+
+    @torch.no_grad()
+    def teacher_sample(self, noise: Tensor, cond: Tree) -> Tensor:
+        teacher = self.guidance(self.teacher) if self.guidance else self.teacher
+        return sample(heun(teacher, noise, self.times.grid(self.steps, teacher.process), cond))
+
+    @property
+    def guidable(self) -> bool:
+        """Whether diffusers guides it where it is not told otherwise."""
+        return self.classes is not None or (self.takes_prompts and not is_packed(self.network_read.net))
+
+    @property
+    def nfe(self) -> int:
+        return super().nfe * (2 if self.guidance else 1)
 
     def features(self, x: Tensor) -> Tensor:
         """Of latents, what they decode to, shrunk to at most 16 × 16; else the images themselves."""
