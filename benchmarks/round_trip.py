@@ -26,9 +26,9 @@ from limbeck.problems.digits import Digits, split
 
 SYSTEMS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "dmd2": ((1,), {"steps": 800}),
-    "sid-fewstep": ((1,), {"steps": 500}),
+    "sid-fewstep": ((1,), {"steps": 700}),
     "tdm": ((4,), {"steps": 300, "critic.snr": 5.0}),
-    "consistency-distillation": ((1, 2, 4), {"steps": 800}),
+    "consistency-distillation": ((1, 2, 4), {"steps": 700}),
 }
 """In how many steps each is judged, and settings of its run."""
 

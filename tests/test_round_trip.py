@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from limbeck.bridges import Pipeline, read_pipeline, steps_of, write_pipeline
 from limbeck.cli import main
+from limbeck.errors import Incompatible
 from limbeck.evaluate.metrics import energy_distance
 from limbeck.rng import Rng, seed_of, seeded
-from limbeck.students import FewStep, FromTeacher, Trajectory
+from limbeck.students import FewStep, FromTeacher, RandomEta, Trajectory
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.xdist_group("round-trip")
@@ -132,3 +133,14 @@ def test_steps_are_those_that_the_exported_scheduler_takes(
     theirs = images(batch_size=4, num_inference_steps=steps, output_type="np", **seed).images
     ours = student.sample(4, None, Rng(5)) / 2 + 0.5
     torch.testing.assert_close(ours.clamp(0, 1), torch.tensor(theirs).movedim(3, 1), rtol=0, atol=1e-5)
+
+
+def test_steps_that_no_scheduler_takes_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    teacher, folder = read_pipeline(pipeline), tmp_path / "out"
+    for student, said in (
+        (RandomEta(teacher, ratios=steps_of(teacher.clock, 2), shape=(1, 8, 8)), "fresh noise or by none"),
+        (Trajectory(teacher, ratios=(3.0, 0.8, 0.4), shape=(1, 8, 8)), r"ratios=steps_of\(clock, 3, ratio=3\)"),
+    ):
+        with pytest.raises(Incompatible, match=said):
+            write_pipeline(student, folder, like=pipeline)
+    assert not folder.exists()

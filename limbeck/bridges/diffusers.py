@@ -19,7 +19,7 @@ from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
 from limbeck.errors import Incompatible
-from limbeck.students import FewStep, Trajectory
+from limbeck.students import FewStep, OneStep, Trajectory
 from limbeck.tree import Tree, tree_map
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
@@ -231,6 +231,9 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
     denoiser = student.denoiser
     if not isinstance(denoiser, Diffusers):
         raise Incompatible("a pipeline", need="a student around a network of diffusers", got=type(denoiser).__name__)
+    if type(student) not in (FewStep, OneStep, Trajectory):
+        got = f"a {type(student).__name__}"
+        raise Incompatible("a pipeline", need="a student whose steps go on by fresh noise or by none", got=got)
     asked = steps_of(denoiser.clock, len(student.ratios), ratio=student.ratios[0])
     given, fits = (torch.tensor(ratios, dtype=torch.float64) for ratios in (student.ratios, asked))
     if not torch.allclose(given, fits, rtol=1e-6):
