@@ -124,8 +124,8 @@ def picture(rows: dict[str, Tensor], path: Path, *, n: int = 20) -> None:
 
     figure = Figure((7.5, 0.5 * len(rows)), layout="constrained")
     for axes, (name, x) in zip(figure.subplots(len(rows)), rows.items(), strict=True):
-        tiles = F.pad(x[:n, 0].clamp(-1, 1), (1, 1, 1, 1), value=1.0)
-        axes.imshow(-tiles.permute(1, 0, 2).flatten(1), cmap="gray", vmin=-1, vmax=1)
+        tiles = F.pad(x[:n, 0].clamp(-1, 1), (1, 1, 1, 1), value=-1.0)
+        axes.imshow(-tiles.permute(1, 0, 2).flatten(1), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from limbeck import GAN, Objective, SiD, distill
 from limbeck.bridges import Pipeline, read_pipeline, steps_of, write_pipeline
 from limbeck.cli import main
 from limbeck.errors import Incompatible
@@ -144,3 +145,19 @@ def test_steps_that_no_scheduler_takes_are_refused(pipeline: Path, tmp_path: Pat
         with pytest.raises(Incompatible, match=said):
             write_pipeline(student, folder, like=pipeline)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("objective", "names"), [(SiD(), []), (SiD() + GAN(), ["data"])])
+def test_samples_are_drawn_for_those_that_ask(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, objective: Objective, names: list[str]
+) -> None:
+    drawn: list[str] = []
+
+    def own(self: Pipeline, name: str, n: int) -> tuple[Tensor, None]:
+        drawn.append(name)
+        return torch.zeros(n, *self.shape), None
+
+    monkeypatch.setattr(Pipeline, "own", own)
+    problem = Pipeline(pipeline)
+    distill(problem.teacher, FromTeacher()(problem), objective, problem.source, steps=2, batch=4).finish()
+    assert drawn == names

@@ -1,5 +1,6 @@
 """A pipeline's folder as something to distil on: its denoiser teaches, and is the judge of what it taught."""
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from limbeck.bridges.folder import index_of, local, place_of
 from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
 from limbeck.diffusion import Guidance, Karras, heun, sample
-from limbeck.engine.data import Batch, Dataset, Source
+from limbeck.engine.data import Batch, Dataset, Drawn, Source
 from limbeck.engine.settings import settings
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.problem import Generative
@@ -169,7 +170,7 @@ BATCH = 64
 
 
 class Own(Source):
-    """A teacher's own samples with their conditions, made when they are first asked for."""
+    """A teacher's own samples with their conditions, made when they are first asked for; see `Source.only`."""
 
     def __init__(self, problem: Pipeline):
         self.problem = problem
@@ -183,6 +184,12 @@ class Own(Source):
 
     def take(self, n: int, rng: Rng) -> Batch:
         return self._made.take(n, rng)
+
+    def only(self, fields: Collection[str]) -> Source:
+        if "x" in fields:
+            return self
+        told = self.fields - {"x"}
+        return Drawn(lambda n, rng: dict.fromkeys(told, self.problem.conditions(n, rng)), fields=(*told,))
 
 
 def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bool:
