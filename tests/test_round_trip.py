@@ -24,8 +24,8 @@ pytestmark = pytest.mark.xdist_group("round-trip")
 N = 128
 RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "dmd2": (1, ("--steps", "2")),
-    "sid-fewstep": (1, ("--steps", "40")),
-    "sid-fewstep again": (1, ("--steps", "40", "--seed", "1")),
+    "sid-fewstep": (1, ("--steps", "30")),
+    "sid-fewstep again": (1, ("--steps", "30", "--seed", "1")),
     "sid-fewstep in two": (2, ("--steps", "2", "--student.ratios", "(2.0, 0.5)")),
     "tdm": (4, ("--steps", "2")),
     "consistency-distillation": (1, ("--steps", "2")),
@@ -80,7 +80,8 @@ def images(pipeline: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """By run, what ``limbeck sample`` draws and what diffusers alone draws from the export, in [0, 1]."""
     root, asked = pipeline.parent, list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pipeline, "judged", 64)
+        for name, value in (("judged", 48), ("shown", 10), ("steps", 9)):
+            patch.setattr(Pipeline, name, value)
         for name, (steps, settings) in RUNS.items():
             run, out = str(root / name), str(root / f"{name} out")
             words = ("--on", str(pipeline), "--out", run, "--batch", "32", *settings)
@@ -111,7 +112,7 @@ def test_training_makes_one_step_better(images: dict[str, tuple[Tensor, Tensor]]
 
 
 @pytest.mark.parametrize("kind", [FewStep, Trajectory])
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", ["noisiest", "lower", "zero", "flow", "shifted"])
 def test_steps_are_those_that_the_exported_scheduler_takes(
     pipeline: Path, tmp_path: Path, name: str, steps: int, kind: type[FewStep]
