@@ -138,6 +138,8 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     prompts.write_text("\n".join(TEXTS))
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "night"]) == 0
     own = Pipeline(on, prompts=prompts, negative="night").prompts
+    assert main(["distill", str(run / "recipe.json"), "--out", str(tmp_path / "again")]) == 0
+    assert _state(tmp_path / "again") == _state(run)
     prompts.unlink()
 
     def again(*_: object) -> None:
@@ -151,6 +153,10 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     assert main(["distill", "sid", "--on", str(on), "--out", str(run), "--resume"]) == 0
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "fog", "--resume"]) == 2
     assert "was begun with given" in capsys.readouterr().err
+
+
+def _state(run: Path) -> bytes:
+    return (run / "stages" / "sid" / "state.safetensors").read_bytes()
 
 
 def _command(on: Path, prompts: Path, out: Path) -> tuple[str, ...]:
