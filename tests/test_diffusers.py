@@ -295,6 +295,17 @@ def test_features_of_a_transformer_are_its_tokens(style: str) -> None:
     torch.testing.assert_close(seen.features[name].mT, tokens[0])
 
 
+def test_a_large_batch_without_gradients_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, label = Diffusers(unet(num_class_embeds=4), clock_of(diffusers.DDPMScheduler())), torch.tensor([0, 1, 3])
+    x_t, t = noisy(), torch.tensor([100.0, 500.0, 900.0], dtype=torch.float64)
+    whole, sizes = teacher.denoise(x_t, t, label).detach(), []
+    teacher.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
+    monkeypatch.setattr("limbeck.bridges.diffusers.AT_ONCE", 2 * 2 * 8 * 8)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.denoise(x_t, t, label), whole, rtol=1e-5, atol=1e-5)
+    assert sizes == [2, 1] and teacher.denoise(x_t, t, label).requires_grad and sizes[-1] == 3
+
+
 # pipelines
 
 

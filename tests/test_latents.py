@@ -156,6 +156,18 @@ def test_a_pipeline_of_classes_is_distilled_under_guidance(
     assert not (tmp_path / "other").exists()
 
 
+def test_what_stands_for_real_samples_is_the_teachers_own(dit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("judged", 4), ("steps", 2)):
+        monkeypatch.setattr(Pipeline, name, value)
+    problem = Pipeline(dit)
+    reference, label = problem.reference(), problem.spread(8)
+    batch = problem.source.take(20, Rng(0))
+    which = (batch["x"][:, None] - reference).flatten(2).abs().amax(2).argmin(1)
+    assert torch.equal(batch["x"], reference[which]) and torch.equal(batch["cond"], label[which])
+    noise = Rng((problem.name, "reference")).normal(8, *problem.shape)
+    torch.testing.assert_close(problem.teacher_sample(noise[5:6], label[5:6]), reference[5:6], rtol=1e-4, atol=1e-4)
+
+
 def test_pipelines_that_are_no_problem_are_refused(
     dit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

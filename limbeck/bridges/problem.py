@@ -62,7 +62,7 @@ class Pipeline(Generative):
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
         self.network_read: Diffusers = read_pipeline(self.folder)
         net, self.latents = self.network_read.net, Latents(self.folder)
-        self.shape = _shape(net)
+        self.shape, self.shown = _shape(net), min(self.shown, 20) if self.latents.there else self.shown
         self.classes = labels_of(net)
         (self.ratio,) = steps_of(self.network_read.clock, 1)
         self.times = Karras(sigma_min=0.02, sigma_max=min(self.ratio, 160.0))  # a table may end in pure noise
