@@ -91,6 +91,15 @@ def test_a_dynamic_shift_is_that_of_a_pipeline(kind: str) -> None:
         clock_of(scheduler)
 
 
+@pytest.mark.parametrize(("shift", "last"), [(1.0, 0.25), (3.0, 0.5)])
+def test_the_last_of_few_steps_of_a_flow_is_no_clean_one(shift: float, last: float) -> None:
+    clock = Clock(RectifiedFlow(), "flow", scale=1000.0, shift=shift)
+    sigmas = 1 / (1 + 1 / torch.tensor(steps_of(clock, 4), dtype=torch.float64))
+    assert sigmas[0] == 1 and sigmas[-1].item() == pytest.approx(last, rel=1e-6)
+    if shift == 1:
+        torch.testing.assert_close(sigmas, torch.tensor([1, 0.75, 0.5, 0.25]).double(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -371,7 +380,10 @@ def test_steps_that_diffusers_would_not_take_are_refused(pipeline: Path, tmp_pat
 # the command line
 
 
-def test_a_pipeline_is_distilled_and_leaves_as_one(pipeline: Path, tmp_path: Path) -> None:
+def test_a_pipeline_is_distilled_and_leaves_as_one(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.bridges.Pipeline.judged", 32)
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     settings = ("--steps", "2", "--batch", "4")
     assert main(["distill", "sid", "--on", str(pipeline), "--out", run, *settings]) == 0
