@@ -91,6 +91,15 @@ def test_a_dynamic_shift_is_that_of_a_pipeline(kind: str) -> None:
         clock_of(scheduler)
 
 
+@pytest.mark.parametrize(("shift", "last"), [(1.0, 0.25), (3.0, 0.5)])
+def test_the_last_of_few_steps_of_a_flow_is_no_clean_one(shift: float, last: float) -> None:
+    clock = Clock(RectifiedFlow(), "flow", scale=1000.0, shift=shift)
+    sigmas = 1 / (1 + 1 / torch.tensor(steps_of(clock, 4), dtype=torch.float64))
+    assert sigmas[0] == 1 and sigmas[-1].item() == pytest.approx(last, rel=1e-6)
+    if shift == 1:
+        torch.testing.assert_close(sigmas, torch.tensor([1, 0.75, 0.5, 0.25]).double(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -295,6 +304,17 @@ def test_features_of_a_transformer_are_its_tokens(style: str) -> None:
     torch.testing.assert_close(seen.features[name].mT, tokens[0])
 
 
+def test_a_large_batch_without_gradients_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, label = Diffusers(unet(num_class_embeds=4), clock_of(diffusers.DDPMScheduler())), torch.tensor([0, 1, 3])
+    x_t, t = noisy(), torch.tensor([100.0, 500.0, 900.0], dtype=torch.float64)
+    whole, sizes = teacher.denoise(x_t, t, label).detach(), []
+    teacher.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
+    monkeypatch.setattr("limbeck.bridges.diffusers.AT_ONCE", 2 * 2 * 8 * 8)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.denoise(x_t, t, label), whole, rtol=1e-5, atol=1e-5)
+    assert sizes == [2, 1] and teacher.denoise(x_t, t, label).requires_grad and sizes[-1] == 3
+
+
 # pipelines
 
 
@@ -360,7 +380,10 @@ def test_steps_that_diffusers_would_not_take_are_refused(pipeline: Path, tmp_pat
 # the command line
 
 
-def test_a_pipeline_is_distilled_and_leaves_as_one(pipeline: Path, tmp_path: Path) -> None:
+def test_a_pipeline_is_distilled_and_leaves_as_one(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.bridges.Pipeline.judged", 32)
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     settings = ("--steps", "2", "--batch", "4")
     assert main(["distill", "sid", "--on", str(pipeline), "--out", run, *settings]) == 0

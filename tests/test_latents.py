@@ -97,7 +97,12 @@ def test_a_net_of_classes_without_a_null_class_is_not_guided(tmp_path: Path) -> 
         problem.teacher.denoise(x, t, None)
 
 
-def _labelled(folder: Path) -> Path:
+def test_a_net_without_a_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match="no sample_size"):
+        Pipeline(_labelled(tmp_path, sample_size=None))
+
+
+def _labelled(folder: Path, **settings: Any) -> Path:
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     more: dict[str, Any] = {
         "in_channels": 1,
@@ -106,7 +111,7 @@ def _labelled(folder: Path) -> Path:
         "norm_num_groups": 2,
         "attention_head_dim": 4,
     }
-    net = diffusers.UNet2DModel(sample_size=8, num_class_embeds=3, **blocks, **more)
+    net = diffusers.UNet2DModel(**{"sample_size": 8, "num_class_embeds": 3, **blocks, **more, **settings})
     diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(folder)
     return folder
 
@@ -156,12 +161,26 @@ def test_a_pipeline_of_classes_is_distilled_under_guidance(
     assert not (tmp_path / "other").exists()
 
 
+def test_what_stands_for_real_samples_is_the_teachers_own(dit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("judged", 4), ("steps", 2)):
+        monkeypatch.setattr(Pipeline, name, value)
+    problem = Pipeline(dit)
+    reference, label = problem.reference(), problem.spread(8)
+    batch = problem.source.take(20, Rng(0))
+    which = (batch["x"][:, None] - reference).flatten(2).abs().amax(2).argmin(1)
+    assert torch.equal(batch["x"], reference[which]) and torch.equal(batch["cond"], label[which])
+    noise = Rng((problem.name, "reference")).normal(8, *problem.shape)
+    torch.testing.assert_close(problem.teacher_sample(noise[5:6], label[5:6]), reference[5:6], rtol=1e-4, atol=1e-4)
+
+
 def test_pipelines_that_are_no_problem_are_refused(
     dit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = json.loads((dit / "model_index.json").read_text())
     edits: tuple[tuple[dict[str, Any], str | None], ...] = (
         ({"transformer": ["diffusers", "AuraFlowTransformer2DModel"]}, "one of UNet2DModel, "),
+        ({"transformer": None}, "got a None"),
+        ({"scheduler": []}, "is not a whole pipeline"),
         ({"scheduler": ["diffusers", "EDMEulerScheduler"]}, "a scheduler with a table of noise levels"),
         ({"vae": ["diffusers", "NoSuchThing"]}, None),
     )

@@ -74,7 +74,9 @@ def test_a_text_pipeline_is_distilled_and_leaves_as_one(
     assert_same_images(session.problem, session.student, out)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"])
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "sana"]
+)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_style_of_texts_leaves_with_its_images(
     name: str, steps: int, made: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -97,7 +99,11 @@ def assert_same_images(problem: Pipeline, student: FewStep, out: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     packed = isinstance(pipeline, diffusers.FluxPipeline)
     own = {"latents": pack(noise) if packed else noise}
-    own |= {"use_resolution_binning": False} if isinstance(pipeline, diffusers.PixArtAlphaPipeline) else {}
+    own |= (
+        {"use_resolution_binning": False}
+        if isinstance(pipeline, diffusers.PixArtAlphaPipeline | diffusers.SanaPipeline)
+        else {}
+    )
     guided = "negative_prompt" in inspect.signature(pipeline.encode_prompt).parameters
     for scale in (1.0, 3.0) if guided else (3.5,):
         own |= {"negative_prompt": [problem.negative] * 3} if problem.negative else {}
@@ -133,6 +139,8 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     prompts.write_text("\n".join(TEXTS))
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "night"]) == 0
     own = Pipeline(on, prompts=prompts, negative="night").prompts
+    assert main(["distill", str(run / "recipe.json"), "--out", str(tmp_path / "again")]) == 0
+    assert _state(tmp_path / "again") == _state(run)
     prompts.unlink()
 
     def again(*_: object) -> None:
@@ -146,6 +154,10 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     assert main(["distill", "sid", "--on", str(on), "--out", str(run), "--resume"]) == 0
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "fog", "--resume"]) == 2
     assert "was begun with given" in capsys.readouterr().err
+
+
+def _state(run: Path) -> bytes:
+    return (run / "stages" / "sid" / "state.safetensors").read_bytes()
 
 
 def _command(on: Path, prompts: Path, out: Path) -> tuple[str, ...]:

@@ -20,7 +20,10 @@ from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
 from limbeck.errors import Incompatible
 from limbeck.students import FewStep, OneStep, Trajectory
-from limbeck.tree import Tree, tree_map
+from limbeck.tree import Tree, rows, tree_map
+
+AT_ONCE = 2**18
+"""Numbers of x_t that a pass without gradients takes at once: whoever judges asks for hundreds of images."""
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """What a network predicts: diffusers' word for it, and ours."""
@@ -133,6 +136,13 @@ class Diffusers(Featured):
         self.null, self.taps = dict(null or {}), dict(taps or {})
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
+        size = max(1, AT_ONCE // x_t[0].numel())
+        if torch.is_grad_enabled() or len(x_t) <= size:
+            return self._denoise(x_t, t, cond)
+        parts = [slice(k, k + size) for k in range(0, len(x_t), size)]
+        return torch.cat([self._denoise(x_t[part], t[part], rows(cond, part)) for part in parts])
+
+    def _denoise(self, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
         inputs = self._inputs(cond, x_t)
         timestep = self.clock.timestep(t).to(x_t.device, torch.float32)  # half precision would round 999 to 1000
         out = predict(self.net, x_t, timestep, inputs)
@@ -141,7 +151,7 @@ class Diffusers(Featured):
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:
         places = {name: name.replace("-", ".") + ":in" * ("-" in name) for name in taps}
         with tap(self.net, *places.values()) as seen:
-            out = self.denoise(x_t, t, cond)
+            out = self._denoise(x_t, t, cond)
             found = {name: seen[place] for name, place in places.items()}
             maps = {name: x.movedim(2, 1) if x.dim() == 3 else x for name, x in found.items()}  # tokens come last
             return Seen(out if x0 else None, maps)

@@ -94,7 +94,7 @@ def read_part(folder: str | Path, name: str) -> Any:
     weights = {} if name == "scheduler" else {"use_safetensors": True}
     try:
         return kind_of(index[name][1]).from_pretrained(folder, subfolder=name, **weights)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise BadFile(f"{folder} is not a whole pipeline: {text}.") from error
 

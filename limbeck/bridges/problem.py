@@ -66,7 +66,7 @@ class Pipeline(Generative):
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
         self.network_read: Diffusers = read_pipeline(self.folder)
         net, self.latents = self.network_read.net, Latents(self.folder)
-        self.shape = _shape(net)
+        self.shape, self.shown = _shape(net), min(self.shown, 20) if self.latents.there else self.shown
         self.classes = labels_of(net)
         (self.ratio,) = steps_of(self.network_read.clock, 1, ratio=RATIO)
         (noisiest,) = steps_of(self.network_read.clock, 1)
@@ -194,7 +194,8 @@ class Own(Source):
 
 def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bool:
     """Whether a pipeline takes prompts; says what does not fit before anything large is read."""
-    kind = str(index_of(folder)[place_of(folder)][1])
+    part = index_of(folder)[place_of(folder)]
+    kind = str(part[-1] if isinstance(part, list) and part else part)
     if kind not in (*LABELLED, *PROMPTED):
         got, fit = f"a {kind}", "Diffusers and distill(), with conditions of your own"
         raise Incompatible(
@@ -215,6 +216,8 @@ def _shape(net: Any) -> tuple[int, ...]:
     if out < channels:
         need = "a network that is given noised samples alone"
         raise Incompatible("a pipeline as a problem", need=need, got=f"one with {channels - out} channels more")
+    if not is_packed(net) and not config["sample_size"]:
+        raise Incompatible("a pipeline as a problem", need="a network that knows its size", got="no sample_size")
     return (channels // 4 if is_packed(net) else channels, *size_of(net))
 
 
