@@ -15,7 +15,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -25,13 +24,15 @@ from torch.nn import functional as F
 from limbeck.evaluate.metrics import frechet
 from limbeck.problems.digits import Digits, split
 
-SYSTEMS = {
-    "dmd2": (1, {"steps": 800, "batch": 64}),
-    "sid-fewstep": (1, {"steps": 500, "batch": 64}),
-    "tdm": (4, {"steps": 400, "batch": 64}),
-    "consistency-distillation": (1, {"steps": 1000, "batch": 64}),
+SYSTEMS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
+    "dmd2": ((1,), {"steps": 800}),
+    "sid-fewstep": ((1,), {"steps": 700}),
+    "tdm": ((4,), {"steps": 300, "critic.snr": 5.0}),
+    "consistency-distillation": ((1, 2, 4), {"steps": 700}),
 }
-"""Steps of each student, and settings of its run."""
+"""In how many steps each is judged, and settings of its run."""
+
+BATCH = 64
 
 TARGET = 1.15
 """What one step has to reach."""
@@ -91,9 +92,10 @@ def train(folder: Path, *, steps: int = 1500, batch: int = 128, seed: int = 0) -
 
 def drawn(folder: Path, steps: int, *, n: int = DRAWN, seed: int = 0) -> Tensor:
     """Images of a pipeline in [−1, 1], [n, 1, 8, 8], by diffusers alone in a process of its own."""
-    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-        _run("-c", SCRIPT, folder, steps, n, seed, file.name)
-        return 2 * torch.load(file.name, weights_only=True) - 1
+    file = folder.with_name(f"{folder.name}-{steps}.pt")
+    if not file.exists():
+        _run("-c", SCRIPT, folder, steps, n, seed, file)
+    return 2 * torch.load(file, weights_only=True) - 1
 
 
 def distilled(system: str, pipeline: Path, out: Path, *, seed: int) -> tuple[Path, float]:
@@ -101,9 +103,10 @@ def distilled(system: str, pipeline: Path, out: Path, *, seed: int) -> tuple[Pat
     _, settings = SYSTEMS[system]
     run, exported, seconds = out / f"{system}-{seed}", out / f"{system}-{seed}-pipeline", out / f"{system}-{seed}.json"
     if not exported.exists():
-        asked = (word for name, value in settings.items() for word in (f"--{name}", value))
+        asked = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        where = ("--on", pipeline, "--out", run, "--seed", seed, "--resume", "--batch", BATCH)
         began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        _run("-m", "limbeck", "distill", system, "--on", pipeline, "--out", run, "--seed", seed, "--resume", *asked)
+        _run("-m", "limbeck", "distill", system, *where, *asked)
         _run("-m", "limbeck", "export", run, "--to", "diffusers", "--out", exported)
         seconds.write_text(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began))
     return exported, json.loads(seconds.read_text())
@@ -121,8 +124,8 @@ def picture(rows: dict[str, Tensor], path: Path, *, n: int = 20) -> None:
 
     figure = Figure((7.5, 0.5 * len(rows)), layout="constrained")
     for axes, (name, x) in zip(figure.subplots(len(rows)), rows.items(), strict=True):
-        tiles = F.pad(x[:n, 0].clamp(-1, 1), (1, 1, 1, 1), value=1.0)
-        axes.imshow(-tiles.permute(1, 0, 2).flatten(1), cmap="gray", vmin=-1, vmax=1)
+        tiles = F.pad(x[:n, 0].clamp(-1, 1), (1, 1, 1, 1), value=-1.0)
+        axes.imshow(-tiles.permute(1, 0, 2).flatten(1), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -153,15 +156,14 @@ def main() -> None:
         print(f"the pipeline itself in {steps}: {far(drawn(pipeline, steps)) / whole:.1f} × that of 50")
     print(f"{'':26}{'steps':>6}{'over 50 steps, by seed':>28}{'mean':>8}{'target':>8}{'CPU':>8}", flush=True)
     for system in asked.only:
-        steps, ratios, seconds = SYSTEMS[system][0], list[float](), 0.0
-        for seed in range(asked.seeds):
-            folder, seconds = distilled(system, pipeline, asked.out, seed=seed)
-            x = drawn(folder, steps)
-            ratios.append(far(x) / whole)
-            rows.setdefault(f"{system}, {steps}", x)
-        each = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        mean, target = sum(ratios) / len(ratios), f"{TARGET:.2f}" if steps == 1 else ""
-        print(f"{system:26}{steps:6}{each:>28}{mean:8.3f}{target:>8}{seconds:6.0f} s", flush=True)
+        made = [distilled(system, pipeline, asked.out, seed=seed) for seed in range(asked.seeds)]
+        seconds = sum(part for _, part in made) / len(made)
+        for steps in SYSTEMS[system][0]:
+            images = [drawn(folder, steps) for folder, _ in made]
+            ratios, target = [far(x) / whole for x in images], f"{TARGET:.2f}" if steps == 1 else ""
+            each, mean = " ".join(f"{ratio:.3f}" for ratio in ratios), sum(ratios) / len(ratios)
+            print(f"{system:26}{steps:6}{each:>28}{mean:8.3f}{target:>8}{seconds:6.0f} s", flush=True)
+            rows[f"{system}, {steps}"] = images[0]
     picture(rows, asked.out / "round-trip.png")
     print(f"picture: {asked.out / 'round-trip.png'}")
 

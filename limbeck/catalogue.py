@@ -4,6 +4,7 @@ import ast
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -112,17 +113,27 @@ def problems() -> dict[str, Path]:
 
 
 def find_problem(name: str) -> Path:
-    """The file of a built-in problem, or of a user's own; or the folder of a pipeline or model.
+    """The file of a built-in problem, or of a user's own; or the folder of a pipeline or model, or an id as a path.
 
     >>> find_problem("sequence")
     Traceback (most recent call last):
     limbeck.errors.BadSetting: there is no problem 'sequence'; did you mean sequences? A path to a Python file fits too.
     """
-    if any((Path(name) / index).exists() for index in FOLDERS):
+    if any((Path(name) / index).exists() for index in FOLDERS) or is_id(name):
         return Path(name)
     if name not in problems() and Path(name).is_dir():
         raise BadFile(f"{name} is no folder of a pipeline or model: it has neither {' nor '.join(FOLDERS)}.")
     return problems()[name] if name in problems() else _own(name, "problem", problems())
+
+
+def is_id(name: str) -> bool:
+    """Whether a name is that of a pipeline elsewhere, ``owner/name``, and nothing here is called so.
+
+    >>> is_id("owner/pipeline"), is_id("owner/file.py"), is_id("./folder"), is_id("digits")
+    (True, False, False, False)
+    """
+    ends = name.endswith((".py", ".json", ".txt"))
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not ends and not Path(name).exists()
 
 
 def find_recipe(name: str) -> Path:

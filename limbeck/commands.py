@@ -413,8 +413,8 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
             say(f"exported: {out}, within {gap:.1e} of the network in onnxruntime")
             return 0
         if to == "diffusers":
-            _export_pipeline(session, out)
-            say(f"exported: {out}, for DiffusionPipeline.from_pretrained")
+            how = _export_pipeline(session, out)
+            say(f"exported: {out}, for DiffusionPipeline.from_pretrained, called with {how}")
             return 0
         if to == "lora":
             _export_pipeline(session, out, write_lora)
@@ -431,13 +431,14 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
     return 0
 
 
-def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = write_pipeline) -> None:
-    """Writes a generator of few steps as a pipeline, or what is to be added to one."""
+def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = write_pipeline) -> str:
+    """Writes a generator of few steps as a pipeline, or what is to be added to one; returns what that is called with."""
     problem, student = session.problem, session.student
     if not isinstance(problem, Pipeline) or not isinstance(student, FewStep):
         need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"
         raise Incompatible("export to diffusers", need=need, got=got, fit="--to safetensors")
     write(student, out, like=problem.folder)
+    return f"num_inference_steps={len(student.ratios)}" + ", guidance_scale=1" * problem.guidable
 
 
 def _export_model(session: Session, out: Path) -> None:

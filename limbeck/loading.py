@@ -42,14 +42,14 @@ def load_problem(
     'mixture2d'
     """
     path = catalogue.find_problem(name)
-    pipeline = (path / "model_index.json").exists()
+    pipeline = (path / "model_index.json").exists() or catalogue.is_id(name)
     takes = ("prompts", "negative") if pipeline else ("data",) if path.is_dir() else ()
     if unwanted := [key for key in given or {} if key not in takes]:
         raise BadSetting(f"{name} takes no --{unwanted[0]}.")
     if pipeline:
         from limbeck.bridges import Pipeline
 
-        return Pipeline(path, **(given or {}), cache=folder and folder / "prompts", weights=weights)
+        return Pipeline(name, **(given or {}), cache=folder and folder / "prompts", weights=weights)
     if path.is_dir():
         if not given:
             raise BadSetting(f"{name} needs --data, a file with a text a line, or labelled images.")
@@ -249,6 +249,8 @@ def describe(
 
 
 def _portable(name: str) -> str:
+    if catalogue.is_id(name):
+        return name
     return str(Path(name).resolve()) if name.endswith(".py") or "/" in name or Path(name).is_dir() else name
 
 
@@ -297,7 +299,9 @@ def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Reci
     recipe = load_recipe(record["system"], problem, record["arguments"])
     if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
-    return override(recipe, record["settings"]), problem
+    recipe = override(recipe, record["settings"])
+    problem.asked_by(recipe)
+    return recipe, problem
 
 
 def vary(record: Mapping[str, Any], problem: Problem, values: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from limbeck.rng import Rng, seeded
 from limbeck.students import FewStep
 
 diffusers = pytest.importorskip("diffusers")
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: E402
 
 SMALL = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 FORMS = ("epsilon", "v_prediction", "sample")
@@ -75,9 +77,33 @@ def test_flow_matching_is_a_straight_line() -> None:
     torch.testing.assert_close(Diffusers(net, clock).denoise(x_t, t), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_dynamic_shift_is_that_of_a_pipeline(kind: str) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+    clock = replace(clock_of(scheduler, tokens=1024), even=True)
+    mu = calculate_shift(1024)
+    for steps in (1, 4):
+        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], mu=mu)
+        ratios = torch.tensor(steps_of(clock, steps), dtype=torch.float64)
+        sigmas = scheduler.sigmas[:-1].double()
+        torch.testing.assert_close(1 / (1 + 1 / ratios), sigmas, rtol=1e-6, atol=0)
+    with pytest.raises(Incompatible, match="size of images"):
+        clock_of(scheduler)
+
+
+@pytest.mark.parametrize(("shift", "last"), [(1.0, 0.25), (3.0, 0.5)])
+def test_the_last_of_few_steps_of_a_flow_is_no_clean_one(shift: float, last: float) -> None:
+    clock = Clock(RectifiedFlow(), "flow", scale=1000.0, shift=shift)
+    sigmas = 1 / (1 + 1 / torch.tensor(steps_of(clock, 4), dtype=torch.float64))
+    assert sigmas[0] == 1 and sigmas[-1].item() == pytest.approx(last, rel=1e-6)
+    if shift == 1:
+        torch.testing.assert_close(sigmas, torch.tensor([1, 0.75, 0.5, 0.25]).double(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "from noise to data"),
         (lambda: diffusers.EDMEulerScheduler(), "table of noise levels"),
         (lambda: diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "pure noise"),
         (lambda: diffusers.VQDiffusionScheduler(num_vec_classes=4), "predicts"),
@@ -199,6 +225,42 @@ def styles() -> dict[str, tuple[Any, dict[str, Any], int]]:
         }
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_packed_latents_with_places(guided: bool) -> None:
+    with seeded("flux"):
+        net = diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=16,
+            axes_dims_rope=(2, 2, 4),
+            guidance_embeds=guided,
+        ).eval()
+    text, clock = Rng(("text",)).normal(3, 5, 16), Clock(RectifiedFlow(), "flow", scale=1000.0)
+    cond = {"encoder_hidden_states": text, "pooled_projections": text[:, 0]}
+    x_t, t = Rng(0).normal(3, 4, 6, 8), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    flux = diffusers.FluxPipeline
+    more = {"guidance": torch.full((3,), 3.5)} if guided else {}
+    raw = net(
+        flux._pack_latents(x_t, 3, 4, 6, 8),
+        timestep=t.float(),
+        img_ids=flux._prepare_latent_image_ids(3, 3, 4, "cpu", torch.float32),
+        txt_ids=torch.zeros(5, 3),
+        **cond,
+        **more,
+    ).sample
+    theirs = x_t - like(t, x_t) * flux._unpack_latents(raw, 12, 16, 2)
+    teacher = Diffusers(net, clock)
+    torch.testing.assert_close(teacher.denoise(x_t, t, cond), theirs, rtol=1e-5, atol=1e-5)
+    if guided:
+        other = teacher.denoise(x_t, t, {**cond, "guidance": torch.full((3,), 1.0)})
+        assert not torch.allclose(other, theirs, atol=1e-4)
+
+
 @pytest.mark.parametrize("style", ["unconditional", "labels", "text", "text and sizes", "DiT", "PixArt", "SD3", "Sana"])
 def test_every_style_of_conditions(style: str) -> None:
     net, cond, channels = styles()[style]
@@ -226,6 +288,31 @@ def test_features_are_those_of_the_pass() -> None:
     seen = teacher.look(noisy(), t, taps=("mid_block",))
     assert seen.features["mid_block"].shape == (3, 16, 4, 4)
     assert seen.out is not None and torch.equal(seen.out, teacher.denoise(noisy(), t))
+
+
+@pytest.mark.parametrize("style", ["DiT", "PixArt", "SD3", "Sana"])
+def test_features_of_a_transformer_are_its_tokens(style: str) -> None:
+    net, cond, channels = styles()[style]
+    tokens: list[Tensor] = []
+    net.transformer_blocks[0].register_forward_pre_hook(
+        lambda block, args, more: tokens.append(args[0] if args else more["hidden_states"]), with_kwargs=True
+    )
+    clock, name = Clock(RectifiedFlow(), "flow", scale=1000.0), "transformer_blocks-0-norm1"
+    t = torch.full((3,), 0.5, dtype=torch.float64)
+    seen = Diffusers(net.eval(), clock, taps={name: 16}).look(noisy(channels), t, cond, taps=(name,))
+    assert seen.features[name].shape[:2] == (3, 16)
+    torch.testing.assert_close(seen.features[name].mT, tokens[0])
+
+
+def test_a_large_batch_without_gradients_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, label = Diffusers(unet(num_class_embeds=4), clock_of(diffusers.DDPMScheduler())), torch.tensor([0, 1, 3])
+    x_t, t = noisy(), torch.tensor([100.0, 500.0, 900.0], dtype=torch.float64)
+    whole, sizes = teacher.denoise(x_t, t, label).detach(), []
+    teacher.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
+    monkeypatch.setattr("limbeck.bridges.diffusers.AT_ONCE", 2 * 2 * 8 * 8)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.denoise(x_t, t, label), whole, rtol=1e-5, atol=1e-5)
+    assert sizes == [2, 1] and teacher.denoise(x_t, t, label).requires_grad and sizes[-1] == 3
 
 
 # pipelines
@@ -293,7 +380,10 @@ def test_steps_that_diffusers_would_not_take_are_refused(pipeline: Path, tmp_pat
 # the command line
 
 
-def test_a_pipeline_is_distilled_and_leaves_as_one(pipeline: Path, tmp_path: Path) -> None:
+def test_a_pipeline_is_distilled_and_leaves_as_one(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.bridges.Pipeline.judged", 32)
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     settings = ("--steps", "2", "--batch", "4")
     assert main(["distill", "sid", "--on", str(pipeline), "--out", run, *settings]) == 0

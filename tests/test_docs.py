@@ -84,7 +84,7 @@ def test_every_argument_is_explained_and_nothing_is_an_address(built):
 
 def test_links_lead_somewhere(built):
     texts = {DOCS / name: text for name, text in built.items() if name.endswith(".md")}
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", DOCS / "design.md"):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", DOCS / "design.md", DOCS / "diffusers.md"):
         texts[path] = path.read_text()
     links = [(path, target) for path, text in texts.items() for target in re.findall(r"\]\(([^)\s]+)\)", text)]
     assert any(path.name == "README.md" and path.parent == ROOT and "docs/systems" in t for path, t in links)

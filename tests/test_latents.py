@@ -1,5 +1,7 @@
 """Pipelines of classes and of latents: labels, the class for none, decoding, and out again with the same images."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ from limbeck.bridges import Pipeline, steps_of, write_pipeline
 from limbeck.bridges.conditions import pack, unpack
 from limbeck.bridges.latents import Latents
 from limbeck.cli import main
-from limbeck.diffusion import CFG, few_step, sample
+from limbeck.diffusion import CFG, few_step, heun, sample
 from limbeck.engine import Draw
 from limbeck.errors import Incompatible
 from limbeck.evaluate.picture import picture
+from limbeck.loading import load_run
 from limbeck.rng import Rng, seeded
 from limbeck.students import FewStep
 
@@ -94,7 +97,12 @@ def test_a_net_of_classes_without_a_null_class_is_not_guided(tmp_path: Path) -> 
         problem.teacher.denoise(x, t, None)
 
 
-def _labelled(folder: Path) -> Path:
+def test_a_net_without_a_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match="no sample_size"):
+        Pipeline(_labelled(tmp_path, sample_size=None))
+
+
+def _labelled(folder: Path, **settings: Any) -> Path:
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     more: dict[str, Any] = {
         "in_channels": 1,
@@ -103,7 +111,7 @@ def _labelled(folder: Path) -> Path:
         "norm_num_groups": 2,
         "attention_head_dim": 4,
     }
-    net = diffusers.UNet2DModel(sample_size=8, num_class_embeds=3, **blocks, **more)
+    net = diffusers.UNet2DModel(**{"sample_size": 8, "num_class_embeds": 3, **blocks, **more, **settings})
     diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(folder)
     return folder
 
@@ -134,13 +142,58 @@ def test_latents_are_judged_and_shown_as_images(dit: Path, tmp_path: Path) -> No
 
 
 def test_a_pipeline_of_classes_is_distilled_under_guidance(
-    dit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in (("judged", 10), ("shown", 3), ("steps", 2)):
         monkeypatch.setattr(Pipeline, name, value)
-    run, settings = str(tmp_path / "run"), ("--steps", "1", "--batch", "4")
-    assert main(["distill", "tdm", "--on", str(dit), "--out", run, *settings, "--guidance", "CFG(scale=4.0)"]) == 0
-    assert "scale=4.0" in (tmp_path / "run" / "recipe.json").read_text()
+    run, settings = tmp_path / "run", ("--steps", "1", "--batch", "4", "--guidance", "CFG(scale=4.0)")
+    assert main(["distill", "dmd2", "--on", str(dit), "--out", str(run), *settings]) == 0
+    problem = load_run(run).problem
+    assert isinstance(problem, Pipeline) and problem.guidance == CFG(scale=4.0)
+    noise, cond = Rng(0).normal(3, 4, 8, 8), problem.spread(3)
+    guided = sample(heun(CFG(scale=4.0)(problem.teacher), noise, problem.times.grid(2, problem.teacher.process), cond))
+    assert torch.equal(problem.teacher_sample(noise, cond), guided)  # what is real to it, and what it is judged by
+    assert json.loads((run / "result.json").read_text())["nfe_teacher"] == 6
+    capsys.readouterr()
+    more = ["--on", str(_labelled(tmp_path / "labelled")), "--out", str(tmp_path / "other"), *settings]
+    assert main(["distill", "dmd2", *more]) == 2
+    assert "guidance needs a network that knows what no condition is" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_stands_for_real_samples_is_the_teachers_own(dit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("judged", 4), ("steps", 2)):
+        monkeypatch.setattr(Pipeline, name, value)
+    problem = Pipeline(dit)
+    reference, label = problem.reference(), problem.spread(8)
+    batch = problem.source.take(20, Rng(0))
+    which = (batch["x"][:, None] - reference).flatten(2).abs().amax(2).argmin(1)
+    assert torch.equal(batch["x"], reference[which]) and torch.equal(batch["cond"], label[which])
+    noise = Rng((problem.name, "reference")).normal(8, *problem.shape)
+    torch.testing.assert_close(problem.teacher_sample(noise[5:6], label[5:6]), reference[5:6], rtol=1e-4, atol=1e-4)
+
+
+def test_pipelines_that_are_no_problem_are_refused(
+    dit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = json.loads((dit / "model_index.json").read_text())
+    edits: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({"transformer": ["diffusers", "AuraFlowTransformer2DModel"]}, "one of UNet2DModel, "),
+        ({"transformer": None}, "got a None"),
+        ({"scheduler": []}, "is not a whole pipeline"),
+        ({"scheduler": ["diffusers", "EDMEulerScheduler"]}, "a scheduler with a table of noise levels"),
+        ({"vae": ["diffusers", "NoSuchThing"]}, None),
+    )
+    for k, (edit, said) in enumerate(edits):
+        on = tmp_path / str(k)
+        shutil.copytree(dit, on)
+        (on / "model_index.json").write_text(json.dumps({**index, **edit}))
+        if said is None:
+            (on / "vae" / "config.json").unlink()
+        assert main(["distill", "sid", "--on", str(on), "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("limbeck: ") and (said or "its vae has no config.json") in error
+        assert not (tmp_path / "run").exists()
 
 
 def test_packed_latents_are_those_of_flux() -> None:

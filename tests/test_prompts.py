@@ -16,7 +16,7 @@ from limbeck.bridges.prompts import kept
 from limbeck.cli import main
 from limbeck.diffusion import CFG, few_step, sample
 from limbeck.errors import BadFile
-from limbeck.loading import load_run
+from limbeck.loading import describe, load_problem, load_recipe, load_run
 from limbeck.rng import Rng, seeded
 from limbeck.students import FewStep
 
@@ -61,11 +61,12 @@ def distilled(on: Path, prompts: Path, out: Path, *more: str) -> int:
     return main(["distill", "dmd2", "--on", str(on), *settings, *more])
 
 
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_3"])
 def test_a_text_pipeline_is_distilled_and_leaves_as_one(
-    made: Callable[[str], Path], prompts: Path, tmp_path: Path
+    name: str, made: Callable[[str], Path], prompts: Path, tmp_path: Path
 ) -> None:
-    on, run, out = made("stable_diffusion"), tmp_path / "run", tmp_path / "out"
-    assert distilled(on, prompts, run, "--negative", "night") == 0
+    on, run, out = made(name), tmp_path / "run", tmp_path / "out"
+    assert distilled(on, prompts, run, "--negative", "night", "--guidance", "CFG(scale=3.0)") == 0
     given = {"prompts": str(prompts), "negative": "night"}
     assert json.loads((run / "recipe.json").read_text())["given"] == given
     assert main(["export", str(run), "--out", str(out), "--to", "diffusers"]) == 0
@@ -73,7 +74,9 @@ def test_a_text_pipeline_is_distilled_and_leaves_as_one(
     assert_same_images(session.problem, session.student, out)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"])
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "sana"]
+)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_style_of_texts_leaves_with_its_images(
     name: str, steps: int, made: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,10 +99,14 @@ def assert_same_images(problem: Pipeline, student: FewStep, out: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     packed = isinstance(pipeline, diffusers.FluxPipeline)
     own = {"latents": pack(noise) if packed else noise}
-    own |= {"use_resolution_binning": False} if isinstance(pipeline, diffusers.PixArtAlphaPipeline) else {}
+    own |= (
+        {"use_resolution_binning": False}
+        if isinstance(pipeline, diffusers.PixArtAlphaPipeline | diffusers.SanaPipeline)
+        else {}
+    )
     guided = "negative_prompt" in inspect.signature(pipeline.encode_prompt).parameters
     for scale in (1.0, 3.0) if guided else (3.5,):
-        own |= {"negative_prompt": ["night"] * 3} if scale == 3.0 else {}
+        own |= {"negative_prompt": [problem.negative] * 3} if problem.negative else {}
         said = {"num_inference_steps": len(student.ratios), "height": high, "width": wide, "output_type": "pt"}
         with seeded("between"):
             theirs = pipeline(prompt=list(TEXTS), guidance_scale=scale, **said, **own).images
@@ -132,6 +139,8 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     prompts.write_text("\n".join(TEXTS))
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "night"]) == 0
     own = Pipeline(on, prompts=prompts, negative="night").prompts
+    assert main(["distill", str(run / "recipe.json"), "--out", str(tmp_path / "again")]) == 0
+    assert _state(tmp_path / "again") == _state(run)
     prompts.unlink()
 
     def again(*_: object) -> None:
@@ -145,6 +154,10 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     assert main(["distill", "sid", "--on", str(on), "--out", str(run), "--resume"]) == 0
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "fog", "--resume"]) == 2
     assert "was begun with given" in capsys.readouterr().err
+
+
+def _state(run: Path) -> bytes:
+    return (run / "stages" / "sid" / "state.safetensors").read_bytes()
 
 
 def _command(on: Path, prompts: Path, out: Path) -> tuple[str, ...]:
@@ -234,3 +247,34 @@ def _without_encoders(made: Callable[[str], Path], tmp_path: Path) -> Path:
     shutil.copytree(made("stable_diffusion"), folder)
     shutil.rmtree(folder / "text_encoder")
     return folder
+
+
+# ids
+
+
+def test_an_id_goes_through_the_hub(
+    made: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(name: str, **_: object) -> str:
+        asked.append(name)
+        return str(made("stable_diffusion"))
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    problem = load_problem("owner/some-model", {"prompts": str(prompts)})
+    assert asked == ["owner/some-model"] and problem.name == "some-model"
+    recipe = load_recipe("sid", problem)
+    assert describe("sid", "owner/some-model", 0, {}, recipe, 1)["problem"] == "owner/some-model"
+
+
+def test_an_id_without_a_hub_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def download(name: str, **_: object) -> str:
+        raise OSError("Name or service not known.\nTry again.")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    assert main(["distill", "sid", "--on", "owner/some-model", "--out", str(tmp_path / "run")]) == 2
+    said = "owner/some-model is no folder here, and no hub gave a pipeline of this id: Name or service not known. Try"
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.bridges import Pipeline
+from limbeck import GAN, Objective, SiD, distill
+from limbeck.bridges import Pipeline, read_pipeline, steps_of, write_pipeline
 from limbeck.cli import main
+from limbeck.errors import Incompatible
 from limbeck.evaluate.metrics import energy_distance
 from limbeck.rng import Rng, seed_of, seeded
-from limbeck.students import FromTeacher
+from limbeck.students import FewStep, FromTeacher, RandomEta, Trajectory
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.xdist_group("round-trip")
@@ -22,8 +24,8 @@ pytestmark = pytest.mark.xdist_group("round-trip")
 N = 128
 RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "dmd2": (1, ("--steps", "2")),
-    "sid-fewstep": (1, ("--steps", "40")),
-    "sid-fewstep again": (1, ("--steps", "40", "--seed", "1")),
+    "sid-fewstep": (1, ("--steps", "30")),
+    "sid-fewstep again": (1, ("--steps", "30", "--seed", "1")),
     "sid-fewstep in two": (2, ("--steps", "2", "--student.ratios", "(2.0, 0.5)")),
     "tdm": (4, ("--steps", "2")),
     "consistency-distillation": (1, ("--steps", "2")),
@@ -78,7 +80,8 @@ def images(pipeline: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """By run, what ``limbeck sample`` draws and what diffusers alone draws from the export, in [0, 1]."""
     root, asked = pipeline.parent, list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pipeline, "judged", 64)
+        for name, value in (("judged", 48), ("shown", 10), ("steps", 9)):
+            patch.setattr(Pipeline, name, value)
         for name, (steps, settings) in RUNS.items():
             run, out = str(root / name), str(root / f"{name} out")
             words = ("--on", str(pipeline), "--out", run, "--batch", "32", *settings)
@@ -106,3 +109,56 @@ def test_training_makes_one_step_better(images: dict[str, tuple[Tensor, Tensor]]
     untrained = start.sample(N, None, Rng(0)) / 2 + 0.5
     before, after = (energy_distance(x.flatten(1), real.flatten(1) / 2 + 0.5) for x in (untrained, images[name][1]))
     assert after < 0.4 * before, (before, after)
+
+
+@pytest.mark.parametrize("kind", [FewStep, Trajectory])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["noisiest", "lower", "zero", "flow", "shifted"])
+def test_steps_are_those_that_the_exported_scheduler_takes(
+    pipeline: Path, tmp_path: Path, name: str, steps: int, kind: type[FewStep]
+) -> None:
+    scheduler = {
+        "zero": lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        "flow": diffusers.FlowMatchEulerDiscreteScheduler,
+        "shifted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }.get(name, lambda: diffusers.PNDMScheduler(prediction_type="v_prediction", steps_offset=1))()
+    net = diffusers.UNet2DModel.from_pretrained(pipeline, subfolder="unet")
+    diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path / "in")
+    teacher = read_pipeline(tmp_path / "in")
+    ratios = steps_of(teacher.clock, steps, ratio=7.0) if name == "lower" else steps_of(teacher.clock, steps)
+    student = kind(teacher, ratios=ratios, shape=(1, 8, 8))
+    write_pipeline(student, tmp_path / "out", like=tmp_path / "in")
+    images = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    first = images.scheduler.config.num_train_timesteps  # one more than the first step is told
+    assert 618 <= first <= 622 if name == "lower" else first > 997, first
+    seed = {"generator": torch.Generator().manual_seed(5)}
+    theirs = images(batch_size=4, num_inference_steps=steps, output_type="np", **seed).images
+    ours = student.sample(4, None, Rng(5)) / 2 + 0.5
+    torch.testing.assert_close(ours.clamp(0, 1), torch.tensor(theirs).movedim(3, 1), rtol=0, atol=1e-5)
+
+
+def test_steps_that_no_scheduler_takes_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    teacher, folder = read_pipeline(pipeline), tmp_path / "out"
+    for student, said in (
+        (RandomEta(teacher, ratios=steps_of(teacher.clock, 2), shape=(1, 8, 8)), "fresh noise or by none"),
+        (Trajectory(teacher, ratios=(3.0, 0.8, 0.4), shape=(1, 8, 8)), r"ratios=steps_of\(clock, 3, ratio=3\)"),
+    ):
+        with pytest.raises(Incompatible, match=said):
+            write_pipeline(student, folder, like=pipeline)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("objective", "names"), [(SiD(), []), (SiD() + GAN(), ["data"])])
+def test_samples_are_drawn_for_those_that_ask(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, objective: Objective, names: list[str]
+) -> None:
+    drawn: list[str] = []
+
+    def own(self: Pipeline, name: str, n: int) -> tuple[Tensor, None]:
+        drawn.append(name)
+        return torch.zeros(n, *self.shape), None
+
+    monkeypatch.setattr(Pipeline, "own", own)
+    problem = Pipeline(pipeline)
+    distill(problem.teacher, FromTeacher()(problem), objective, problem.source, steps=2, batch=4).finish()
+    assert drawn == names

@@ -7,6 +7,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import Unigram
 
 from limbeck.rng import seeded
 
@@ -221,5 +223,64 @@ def dit(folder: Path) -> Any:
             if "norm1.linear" in name or "proj_out" in name:
                 torch.nn.init.normal_(value, std=0.2)
         pipeline = diffusers.DiTPipeline(transformer, vae(scaling_factor=0.2), diffusers.DDIMScheduler(**TABLE))
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def sana(folder: Path) -> Any:
+    """Texts behind an instruction, with a mask; a flow of a scheduler with a table."""
+    letters = [(letter, -3.0) for letter in string.ascii_letters]
+    special = [("<pad>", 0.0), ("<eos>", 0.0), ("<bos>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    backend = Tokenizer(Unigram([*special, *letters], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    config = transformers.Gemma2Config(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    blocks = ("ResBlock", "EfficientViTBlock")
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("block_types", blocks),
+            ("block_out_channels", (8, 8)),
+            ("qkv_multiscales", ((), (5,))),
+            ("layers_per_block", (1, 1)),
+        )
+    }
+    with seeded("sana"):
+        pipeline = diffusers.SanaPipeline(
+            tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names),
+            text_encoder=transformers.Gemma2Model(config).eval(),
+            vae=diffusers.AutoencoderDC(
+                latent_channels=4,
+                attention_head_dim=2,
+                downsample_block_type="conv",
+                upsample_block_type="interpolate",
+                scaling_factor=0.4,
+                **sides,
+            ).eval(),
+            transformer=diffusers.SanaTransformer2DModel(
+                sample_size=16,  # its pipeline makes images of multiples of 32 alone
+                in_channels=4,
+                out_channels=4,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=16,
+                patch_size=1,
+                timestep_scale=0.5,
+                **HEADS,
+            ),
+            scheduler=diffusers.DPMSolverMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
+        )
     pipeline.save_pretrained(folder)
     return pipeline

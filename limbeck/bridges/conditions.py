@@ -87,7 +87,7 @@ def unpack(x: Tensor, high: int, wide: int) -> Tensor:
 
 def size_of(net: nn.Module) -> tuple[int, int]:
     """Height and width of a network's own samples."""
-    size = PACKED if is_packed(net) else config_of(net)["sample_size"]
+    size = PACKED if is_packed(net) else config_of(net)["sample_size"] or 0
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

@@ -19,9 +19,12 @@ from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
 from limbeck.errors import Incompatible
-from limbeck.students import FewStep, Trajectory
+from limbeck.students import FewStep, OneStep, Trajectory
 from limbeck.teachers.lora import merged
-from limbeck.tree import Tree, tree_map
+from limbeck.tree import Tree, rows, tree_map
+
+AT_ONCE = 2**18
+"""Numbers of x_t that a pass without gradients takes at once: whoever judges asks for hundreds of images."""
 
 FORMS: dict[str, Form] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """What a network predicts: diffusers' word for it, and ours."""
@@ -109,7 +112,8 @@ class Diffusers(Featured):
         net: called as ``net(x_t, timestep=..., **inputs)``.
         clock: of its noise.
         null: the inputs of no condition, for one example, [1, …]; none by default.
-        taps: submodules that `look` reads, with their numbers of channels.
+        taps: submodules whose output `look` reads, with their numbers of channels; with ``-`` for the dots of a path,
+            it is what goes in.
 
     >>> from torch import nn
     >>> class Net(nn.Module):
@@ -133,6 +137,13 @@ class Diffusers(Featured):
         self.null, self.taps = dict(null or {}), dict(taps or {})
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Tree = None) -> Tensor:
+        size = max(1, AT_ONCE // x_t[0].numel())
+        if torch.is_grad_enabled() or len(x_t) <= size:
+            return self._denoise(x_t, t, cond)
+        parts = [slice(k, k + size) for k in range(0, len(x_t), size)]
+        return torch.cat([self._denoise(x_t[part], t[part], rows(cond, part)) for part in parts])
+
+    def _denoise(self, x_t: Tensor, t: Tensor, cond: Tree) -> Tensor:
         own = next((p.dtype for p in self.net.parameters()), x_t.dtype)  # of the base, where adapters are finer
         inputs = tree_map(lambda x: x.to(own) if x.is_floating_point() else x, self._inputs(cond, x_t))
         timestep = self.clock.timestep(t).to(x_t.device, torch.float32)  # half precision would round 999 to 1000
@@ -140,9 +151,12 @@ class Diffusers(Featured):
         return self.process.convert(out[:, : x_t.shape[1]].to(x_t.dtype), x_t, t, self.clock.form, "x0")
 
     def look(self, x_t: Tensor, t: Tensor, cond: Tree = None, *, taps: tuple[str, ...], x0: bool = True) -> Seen:
-        with tap(self.net, *taps) as seen:
-            out = self.denoise(x_t, t, cond)
-            return Seen(out if x0 else None, {name: seen[name] for name in taps})
+        places = {name: name.replace("-", ".") + ":in" * ("-" in name) for name in taps}
+        with tap(self.net, *places.values()) as seen:
+            out = self._denoise(x_t, t, cond)
+            found = {name: seen[place] for name, place in places.items()}
+            maps = {name: x.movedim(2, 1) if x.dim() == 3 else x for name, x in found.items()}  # tokens come last
+            return Seen(out if x0 else None, maps)
 
     def _inputs(self, cond: Tree, x_t: Tensor) -> dict[str, Any]:
         if cond is not None:
@@ -166,10 +180,18 @@ def read_pipeline(folder: str | Path, *, weights: bool = True) -> Diffusers:
     net = read_part(folder, place_of(folder), weights=weights)
     keep_labels(net)
     clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
-    middle = {"mid_block": net.config["block_out_channels"][-1]} if getattr(net, "mid_block", None) else {}
-    return Diffusers(
-        net.requires_grad_(False).eval(), replace(clock, even=is_packed(net)), null=null_label(net), taps=middle
-    )
+    clock = replace(clock, even=is_packed(net))
+    return Diffusers(net.requires_grad_(False).eval(), clock, null=null_label(net), taps=_middle(net))
+
+
+def _middle(net: Any) -> dict[str, int]:
+    """Where features are read: in the middle of a U-Net, or before the middle block of a transformer."""
+    if getattr(net, "mid_block", None) is not None:
+        return {"mid_block": net.config["block_out_channels"][-1]}
+    if not (blocks := getattr(net, "transformer_blocks", ())):
+        return {}
+    width = net.config["num_attention_heads"] * net.config["attention_head_dim"]
+    return {f"transformer_blocks-{len(blocks) // 2}-norm1": width}
 
 
 def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[float, ...]:
@@ -225,6 +247,9 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
     denoiser = student.denoiser
     if not isinstance(denoiser, Diffusers):
         raise Incompatible("a pipeline", need="a student around a network of diffusers", got=type(denoiser).__name__)
+    if type(student) not in (FewStep, OneStep, Trajectory):
+        got = f"a {type(student).__name__}"
+        raise Incompatible("a pipeline", need="a student whose steps go on by fresh noise or by none", got=got)
     asked = steps_of(denoiser.clock, len(student.ratios), ratio=student.ratios[0])
     given, fits = (torch.tensor(ratios, dtype=torch.float64) for ratios in (student.ratios, asked))
     if not torch.allclose(given, fits, rtol=1e-6):
@@ -258,9 +283,8 @@ def scheduler_of(student: FewStep, known: Any) -> Any:
     assert isinstance(student.denoiser, Diffusers)
     clock, walks = student.denoiser.clock, isinstance(student, Trajectory)
     if not isinstance(clock.process, Tabulated):
-        return _flow(
-            clock, len(student.ratios), "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
-        )
+        kind = "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
+        return _flow(clock, len(student.ratios), kind)
     n = round(float(student.times[0]))
     table: dict[str, Any] = {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
     if n < len(known.betas):

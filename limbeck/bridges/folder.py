@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from limbeck.catalogue import is_id
 from limbeck.errors import BadFile, Incompatible
 
 DENOISERS = ("unet", "transformer")
@@ -25,6 +26,22 @@ def library() -> Any:
     except ImportError:
         fit = "pip install 'limbeck[diffusers]'"
         raise Incompatible("a pipeline", need="diffusers", got="none installed", fit=fit) from None
+
+
+def local(name: str | Path) -> Path:
+    """The folder of a pipeline: itself, or where the hub of diffusers has put the pipeline of this id.
+
+    Raises:
+        BadFile: neither a folder, nor an id that the hub knows, or no hub.
+        Incompatible: an id, and diffusers is missing.
+    """
+    if Path(name).exists() or not is_id(str(name)):
+        return Path(name)
+    try:
+        return Path(library().DiffusionPipeline.download(str(name), use_safetensors=True))
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        raise BadFile(f"{name} is no folder here, and no hub gave a pipeline of this id: {text}.") from error
 
 
 def index_of(folder: str | Path) -> dict[str, Any]:
@@ -88,7 +105,7 @@ def read_part(folder: str | Path, name: str, *, weights: bool = True) -> Any:
             return kind.from_pretrained(folder, subfolder=name, use_safetensors=True)
         with torch.device("meta"):
             return kind.from_config(kind.load_config(folder, subfolder=name))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise BadFile(f"{folder} is not a whole pipeline: {text}.") from error
 
@@ -101,4 +118,4 @@ def config_of_part(folder: str | Path, name: str) -> Mapping[str, Any] | None:
         return None
 
 
-__all__ = ["DENOISERS", "config_of_part", "index_of", "kind_of", "library", "place_of", "read_part"]
+__all__ = ["DENOISERS", "config_of_part", "index_of", "kind_of", "library", "local", "place_of", "read_part"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from limbeck.bridges.folder import config_of_part, index_of, read_part
 from limbeck.errors import BadFile
 
-BATCH = 16
-"""So many latents are decoded at once."""
+AT_ONCE = 2**20
+"""Pixels that are decoded at once."""
 
 
 class Latents:
@@ -58,7 +58,8 @@ class Latents:
     def decode(self, x: Tensor) -> Iterator[Tensor]:
         """The images of latents [B, C, H, W], a batch at a time."""
         self.decoder.to(x.device)
-        for part in x.split(BATCH):
+        high, wide = self.pixels(tuple(x.shape))
+        for part in x.split(max(1, AT_ONCE // (high * wide))):
             yield self.decoder.decode(self.unscaled(part), return_dict=False)[0]
 
 

@@ -1,5 +1,6 @@
 """A pipeline's folder as something to distil on: its denoiser teaches, and is the judge of what it taught."""
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from torch.nn import functional as F
 
 from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs, size_of
 from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
-from limbeck.bridges.folder import index_of, place_of
+from limbeck.bridges.folder import index_of, local, place_of
 from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
-from limbeck.diffusion import Karras
-from limbeck.engine.data import Batch, Dataset, Source
+from limbeck.diffusion import Guidance, Karras, heun, sample
+from limbeck.engine.data import Batch, Dataset, Drawn, Source
+from limbeck.engine.settings import settings
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.problem import Generative
 from limbeck.rng import Rng
@@ -34,7 +36,7 @@ class Pipeline(Generative):
     pipeline takes by itself, so that it can leave as one; see `write_pipeline`.
 
     Args:
-        folder: of the pipeline.
+        folder: of the pipeline, or its id.
         prompts: a text file, one prompt a line, for a pipeline that takes texts.
         negative: what stands in the place of the empty prompt under guidance.
         cache: a folder where `keep` has put the embedded prompts of this run; they are then as they were.
@@ -48,6 +50,8 @@ class Pipeline(Generative):
 
     device = "cuda"
     judged = 512
+    guidance: Guidance | None = None
+    """On the teacher, where its samples are real ones."""
 
     def __init__(
         self,
@@ -58,14 +62,14 @@ class Pipeline(Generative):
         cache: Path | None = None,
         weights: bool = True,
     ):
-        self.folder, self.name = Path(folder), Path(folder).resolve().name
+        self.folder, self.name = local(folder), Path(folder).resolve().name
         self.takes_prompts = _check(self.folder, prompts, negative)
         known = kept(cache, self.folder) if cache and self.takes_prompts else None
         self._known, self.negative = known, negative
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
-        self.network_read: Diffusers = read_pipeline(folder, weights=weights)
+        self.network_read: Diffusers = read_pipeline(self.folder, weights=weights)
         net, self.latents = self.network_read.net, Latents(self.folder)
-        self.shape = _shape(net)
+        self.shape, self.shown = _shape(net), min(self.shown, 20) if self.latents.there else self.shown
         self.classes = labels_of(net)
         (self.ratio,) = steps_of(self.network_read.clock, 1, ratio=RATIO)
         (noisiest,) = steps_of(self.network_read.clock, 1)
@@ -120,6 +124,28 @@ class Pipeline(Generative):
     def reference(self) -> Tensor:
         return self._reference
 
+    def asked_by(self, recipe: Any) -> None:
+        """Its samples are those of the teacher under the guidance that a recipe has on it."""
+        found = [value for path, value in settings(recipe).items() if path.rpartition(".")[2] == "guidance"]
+        self.guidance = next((value for value in found if isinstance(value, Guidance)), None)
+        if self.guidance and not self.takes_prompts and not self.network_read.null:
+            need, got = "a network that knows what no condition is", f"{self.name}, which does not"
+            raise Incompatible("guidance", need=need, got=got, fit="guidance None")
+
+    @torch.no_grad()
+    def teacher_sample(self, noise: Tensor, cond: Tree) -> Tensor:
+        teacher = self.guidance(self.teacher) if self.guidance else self.teacher
+        return sample(heun(teacher, noise, self.times.grid(self.steps, teacher.process), cond))
+
+    @property
+    def guidable(self) -> bool:
+        """Whether diffusers guides it where it is not told otherwise."""
+        return self.classes is not None or (self.takes_prompts and not is_packed(self.network_read.net))
+
+    @property
+    def nfe(self) -> int:
+        return super().nfe * (2 if self.guidance else 1)
+
     def features(self, x: Tensor) -> Tensor:
         """Of latents, what they decode to, shrunk to at most 16 × 16; else the images themselves."""
         if not self.latents.there:
@@ -147,7 +173,7 @@ BATCH = 64
 
 
 class Own(Source):
-    """A teacher's own samples with their conditions, made when they are first asked for."""
+    """A teacher's own samples with their conditions, made when they are first asked for; see `Source.only`."""
 
     def __init__(self, problem: Pipeline):
         self.problem = problem
@@ -162,10 +188,17 @@ class Own(Source):
     def take(self, n: int, rng: Rng) -> Batch:
         return self._made.take(n, rng)
 
+    def only(self, fields: Collection[str]) -> Source:
+        if "x" in fields:
+            return self
+        told = self.fields - {"x"}
+        return Drawn(lambda n, rng: dict.fromkeys(told, self.problem.conditions(n, rng)), fields=(*told,))
+
 
 def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bool:
     """Whether a pipeline takes prompts; says what does not fit before anything large is read."""
-    kind = str(index_of(folder)[place_of(folder)][1])
+    part = index_of(folder)[place_of(folder)]
+    kind = str(part[-1] if isinstance(part, list) and part else part)
     if kind not in (*LABELLED, *PROMPTED):
         got, fit = f"a {kind}", "Diffusers and distill(), with conditions of your own"
         raise Incompatible(
@@ -186,6 +219,8 @@ def _shape(net: Any) -> tuple[int, ...]:
     if out < channels:
         need = "a network that is given noised samples alone"
         raise Incompatible("a pipeline as a problem", need=need, got=f"one with {channels - out} channels more")
+    if not is_packed(net) and not config["sample_size"]:
+        raise Incompatible("a pipeline as a problem", need="a network that knows its size", got="no sample_size")
     return (channels // 4 if is_packed(net) else channels, *size_of(net))
 
 

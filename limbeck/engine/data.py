@@ -1,7 +1,7 @@
 """Where batches come from. A source is stateless: what it yields depends on its random numbers alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class Source(ABC):
     @abstractmethod
     def take(self, n: int, rng: Rng) -> Batch:
         """A batch of n rows; a source that needs no randomness of its own may ignore ``rng``."""
+
+    def only(self, fields: Collection[str]) -> "Source":
+        """For a run that asks for these fields: itself, or one without what is dear to make and nobody wants."""
+        return self
 
 
 class Dataset(Source):

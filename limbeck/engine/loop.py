@@ -152,6 +152,7 @@ class Run:
         self.accumulate, self.autocast, self.seed = accumulate, autocast, seed
         objective.check(cast)
         self.terms = ordered(objective.terms(cast), first=cast.students)
+        self.source = source.only(cast.asked)
         cast.check_optim()
         self.ema = {name: cast.target(name, ema) for name in cast.students} if ema else {}
         as_the_first(cast.tensors())

@@ -151,6 +151,7 @@ class Cast:
 
     Attributes:
         taps: features of networks that some loss asked for, by role or teacher; see `tap`.
+        asked: fields of the data that some loss asked for; see `need_fields`.
         watched: (role, key of noised samples) pairs whose features some loss wants, so that x0 and features are one
             pass; see `Tick.look`.
     """
@@ -177,6 +178,7 @@ class Cast:
         self.kept: dict[str, Tensor | nn.Module] = {}
         self.watched: set[tuple[str, object]] = set()
         self.taps: dict[str, Taps] = {}
+        self.asked: set[str] = set()
         self._example = example
         self.students = {name: self.role(name, lambda m=module: m).module for name, module in students.items()}
 
@@ -259,7 +261,8 @@ class Cast:
             module.train(was)
 
     def need_fields(self, *names: str, by: object) -> None:
-        """Raises `Incompatible` unless every batch brings these fields."""
+        """Asks for fields of the data; raises `Incompatible` unless every batch brings them."""
+        self.asked |= {*names}
         if missing := [name for name in names if name not in self.fields]:
             got = f"only {', '.join(sorted(self.fields))}" if self.fields else "no data"
             need = f"data with {' and '.join(missing)}"

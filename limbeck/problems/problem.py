@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,14 @@ class Problem(ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """A trainable network for students."""
+
+    def asked_by(self, recipe: Any) -> None:
+        """Learns from a recipe how its teacher is asked, if that changes what the teacher's samples are.
+
+        Raises:
+            Incompatible: a recipe that asks for what the teacher does not know.
+        """
+        return
 
     def keep(self, folder: Path) -> None:
         """Writes into a run's folder what it needs to go on with the same problem; nothing, for most."""
