@@ -432,7 +432,7 @@ def export(folder: Path, out: Path, to: str = "safetensors") -> int:
 
 
 def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = write_pipeline) -> str:
-    """Writes a generator of few steps as a pipeline, or what is to be added to one; returns what that is called with."""
+    """Writes a generator of few steps as a pipeline, or what is added to one; returns what that is called with."""
     problem, student = session.problem, session.student
     if not isinstance(problem, Pipeline) or not isinstance(student, FewStep):
         need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"

@@ -1,16 +1,20 @@
 """Pipelines of texts: prompts embedded once as the pipelines embed them, distilled, and out again with equal images."""
 
+import gc
 import inspect
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from limbeck.bridges import Pipeline, encode, read_prompts, steps_of, write_pipeline
+from limbeck.bridges import prompts as prompts_of
 from limbeck.bridges.conditions import pack, unpack
 from limbeck.bridges.prompts import kept
 from limbeck.cli import main
@@ -63,10 +67,13 @@ def distilled(on: Path, prompts: Path, out: Path, *more: str) -> int:
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_3"])
 def test_a_text_pipeline_is_distilled_and_leaves_as_one(
-    name: str, made: Callable[[str], Path], prompts: Path, tmp_path: Path
+    name: str, made: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on, run, out = made(name), tmp_path / "run", tmp_path / "out"
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("limbeck.bridges.problem.encode", lambda *given: asked.append(given[1]) or encode(*given))
     assert distilled(on, prompts, run, "--negative", "night", "--guidance", "CFG(scale=3.0)") == 0
+    assert asked == [TEXTS]
     given = {"prompts": str(prompts), "negative": "night"}
     assert json.loads((run / "recipe.json").read_text())["given"] == given
     assert main(["export", str(run), "--out", str(out), "--to", "diffusers"]) == 0
@@ -177,6 +184,19 @@ def test_other_encoders_or_damage_make_a_cache_useless(
     assert kept(cache, other) is None
     (cache / "prompts.json").write_text((cache / "prompts.json").read_text().replace("fox", "cat"))
     assert kept(cache, on) is None
+
+
+def test_the_encoders_are_let_go(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, read = [], prompts_of._encoders
+
+    def watched(folder: Path) -> Any:
+        alive.append(weakref.ref((pipeline := read(folder)).text_encoder))
+        return pipeline
+
+    monkeypatch.setattr(prompts_of, "_encoders", watched)
+    known = encode(made("stable_diffusion"), TEXTS)
+    gc.collect()
+    assert len(alive) == 1 and alive[0]() is None and len(known.rows["embeds"]) == 3
 
 
 def test_batches_of_prompts_change_nothing(made: Callable[[str], Path]) -> None:
