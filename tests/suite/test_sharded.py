@@ -1,14 +1,16 @@
 """Networks in shards learn what they learn in one piece."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.suite.sharded import JOBS, RUNS, WORLD, classified, numbers
+from tests.suite.sharded import JOBS, REFUSED, RUNS, WORLD, classified, numbers
 from tests.suite.worker import ROOT
 
 pytestmark = pytest.mark.xdist_group("suite-ranks")
@@ -45,3 +47,30 @@ def test_shards_learn_as_one_process_does(folder: Path, name: str, accumulate: i
     alone = numbers(RUNS[name]())
     for rank in range(WORLD):
         same(load_file(folder / f"{rank}-{name}-{accumulate}"), alone, 1e-8)
+
+
+@pytest.mark.parametrize(("name", "accumulate"), JOBS)
+def test_the_result_in_one_piece_is_the_students(folder: Path, name: str, accumulate: int) -> None:
+    """Or its average's, which these runs have."""
+    pieces, made = (load_file(folder / f"0-{name}-{accumulate}{end}") for end in ("", "-whole"))
+    average = {key.partition(" ")[2].partition(" ")[2]: x for key, x in pieces.items() if key.startswith("student~")}
+    assert all(torch.equal(made[key], value) for key, value in average.items())
+    assert len(average) > 5
+
+
+@pytest.mark.parametrize(("name", "least"), [("classified", 0.0), ("dmd2", 0.0), ("sid", 0.0), ("adapters", 0.15)])
+def test_each_process_holds_a_part_of_everything(folder: Path, name: str, least: float) -> None:
+    """And none holds what another does, but for adapters."""
+    shares = [json.loads((folder / f"{rank}.json").read_text())[name] for rank in range(WORLD)]
+    for kind in ("weights", "averages") if least else shares[0]:
+        both = sum(share[kind] for share in shares)
+        assert 1 <= both + 1e-9 <= 1 + 3 * least + 2e-9, (kind, both)
+        assert max(share[kind] for share in shares) < 0.6 + least
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_would_go_round_the_shards_is_refused(folder: Path, said: str) -> None:
+    """By every process, in the same sentence."""
+    for rank in range(WORLD):
+        text = json.loads((folder / f"{rank}.json").read_text())[said]
+        assert text.startswith("shard=True needs ") and said in text, text
