@@ -102,10 +102,13 @@ def adapters(**settings: object) -> Run:
     return generated(dmd, rank=2, **{"steps": 10, **settings})
 
 
-RUNS: dict[str, Callable[..., Run]] = {"classified": classified, "dmd2": dmd2, "sid": sid, "adapters": adapters}
+def hints(**settings: object) -> Run:
+    """Backward passes that begin inside a part of the student, and end before its output."""
+    return classified(objective=FitNets(pairs={"blocks.1.0": "blocks.1.0"}), **{"steps": 10, **settings})
 
 
-JOBS = (("classified", 2), ("dmd2", 1), ("sid", 1), ("adapters", 1))
+RUNS = {"classified": classified, "hints": hints, "dmd2": dmd2, "sid": sid, "adapters": adapters}
+JOBS = (("classified", 2), ("hints", 1), ("dmd2", 1), ("sid", 1), ("adapters", 1))
 """Runs that are sharded, and in how many micro-batches."""
 
 
