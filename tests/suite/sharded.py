@@ -65,6 +65,7 @@ def classified(*, own: bool = False, steps: int = TICKS, dtype: torch.dtype = to
 def generated(
     objective: object,
     *,
+    blocks: int = 2,
     rank: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda one: one,
     dtype: torch.dtype = torch.float64,
@@ -72,7 +73,7 @@ def generated(
 ) -> Run:
     """A one-step generator, its critic, and what else the objective has."""
     with seeded("denoisers"):
-        teacher = Trained(ResidualMLP(shape=(3,), width=16, blocks=2)).to(dtype)
+        teacher = Trained(ResidualMLP(shape=(3,), width=16, blocks=blocks)).to(dtype)
         nn.init.normal_(teacher.net.out.weight, std=0.1)  # type: ignore[union-attr, arg-type]
         teacher.requires_grad_(False)
         denoiser = low_rank(teacher, rank) if rank else teacher.clone(trainable=True)
@@ -85,9 +86,8 @@ def generated(
 def dmd2(**settings: object) -> Run:
     """DMD2: a critic, and a discriminator that looks through it."""
     critic = Critic()
-    return generated(
-        DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2), **settings
-    )
+    dmd = DMD(fake=Fake(critic=critic), critic_steps=2) + 0.3 * GAN(critic=critic, critic_steps=2)
+    return generated(dmd, blocks=1, **settings)
 
 
 def sid(**settings: object) -> Run:
