@@ -30,7 +30,7 @@ from limbeck import (
     distill,
 )
 from limbeck.diffusion.denoiser import Denoiser
-from limbeck.engine.shards import part_of
+from limbeck.engine.shards import is_shard, part_of
 from limbeck.errors import Incompatible
 from limbeck.objectives import R1
 from limbeck.problems.networks import MLP, ResidualMLP
@@ -191,6 +191,10 @@ def main(folder: Path, rank: int) -> None:
         save_file(numbers(run), folder / f"{rank}-{name}-{accumulate}")
         save_file(dict(run.whole().state_dict()), folder / f"{rank}-{name}-{accumulate}-whole")
         told[name] = share(run)
+        if name == "adapters":
+            networks = (run.cast.teacher, run.cast.student, run.cast.module("critic"))
+            base, *others = ({id(p) for p in net.parameters() if is_shard(p)} for net in networks)
+            told["one base"] = all(base == other for other in others)
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 

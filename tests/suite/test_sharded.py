@@ -70,6 +70,11 @@ def test_each_process_holds_a_part_of_everything(folder: Path, name: str) -> Non
         assert max(share[kind] for share in shares) < 0.6 + twice / 3
 
 
+def test_adapters_share_one_base_in_shards(folder: Path) -> None:
+    """The very same parts in teacher, student and critic."""
+    assert json.loads((folder / "0.json").read_text())["one base"]
+
+
 @pytest.mark.parametrize("said", REFUSED)
 def test_what_would_go_round_the_shards_is_refused(folder: Path, said: str) -> None:
     """By every process, in the same sentence."""
