@@ -85,7 +85,8 @@ def distill(
         accumulate: micro-batches of a tick.
         autocast: dtype of the forward passes, such as ``torch.bfloat16``.
         memory: how networks lie in memory; one for all, or by teacher and role with ``"default"`` for the others.
-        shard: of several processes each holds a part of every network; see `spread`. One process is as without.
+        shard: of several processes each holds a part of every network, the ones given here included, which are then
+            called and not read; `Run.whole` and `Run.finish` give results in one piece. One process holds all.
         seed: of everything random.
 
     Raises:
@@ -213,10 +214,10 @@ class Run:
             yield self.tick()
 
     def finish(self) -> nn.Module:
-        """Runs to the end and returns the student."""
+        """Runs to the end and returns the student, in one piece."""
         for _ in self:
             pass
-        return self.student
+        return self.whole()
 
     def tick(self) -> Step:
         """One tick: every loss that is due, then one step of every role that was trained."""

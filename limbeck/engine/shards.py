@@ -51,9 +51,9 @@ def spread(cast: "Cast") -> Callable[[], None]:
     learners = (*cast.roles.values(), *cast.targets.values())
     trees = [*dict.fromkeys([*cast.teachers.values(), *(one.module for one in learners)])]
     trees = [tree for tree in trees if not any(isinstance(part, FSDPModule) for part in tree.modules())]
-    shared = _joined(trees)
+    shared, joint = _joined(trees)
     called = set[Any]()
-    for root in dict.fromkeys(root for tree in trees for root in _roots(tree, shared)):
+    for root in dict.fromkeys(root for tree in trees for root in _roots(tree, shared, joint)):
         ignored = {p for p in root.parameters() if p.dim() == 0 or not p.is_contiguous()}
         mesh = init_device_mesh(next(root.parameters()).device.type, (dist.get_world_size(),))
         for unit in (*dict.fromkeys(_units(root)), root):
@@ -73,38 +73,51 @@ def spread(cast: "Cast") -> Callable[[], None]:
     return forget
 
 
-def _joined(trees: Iterable[nn.Module]) -> set[int]:
-    """Makes layers of several trees that hold the same parameters one module; returns the ids of all such parameters.
+def _joined(trees: Iterable[nn.Module]) -> tuple[set[int], set[int]]:
+    """Makes layers of several trees that hold the same parameters one module, as far as nobody would notice.
 
-    Layers alone: they are the same in training and in evaluation.
+    Returns:
+        The ids of all shared parameters, and of those that lie in such layers alone.
     """
     count = Counter(id(p) for tree in trees for p in tree.parameters())
     shared = {key for key, number in count.items() if number > 1}
+    holders = [part for tree in trees for part in tree.modules() if shared & _ids(part)]
+    joint = set(shared)
+    while apart := {key for part in holders if not _is_layer(part, joint) for key in _ids(part)} & joint:
+        joint -= apart
     first: dict[tuple[object, ...], nn.Module] = {}
-    for parent in [part for tree in trees for part in tree.modules() if shared]:
+    for parent in [part for tree in trees for part in tree.modules() if joint]:
         for name, layer in [*parent.named_children()]:
-            if _is_layer(layer, shared):
+            if _ids(layer) and _is_layer(layer, joint):
                 key = (type(layer), *((name, id(p)) for name, p in layer.named_parameters()))
                 setattr(parent, name, first.setdefault(key, layer))
-    return shared
+    return shared, joint
 
 
-def _is_layer(module: nn.Module, shared: Collection[int]) -> bool:
-    """Whether a module is a layer whose every parameter is shared."""
-    own = [id(p) in shared for p in module.parameters()]
-    simple = not [*module.children()] and not [*module.buffers()] and not hasattr(module, "dropout")
-    return simple and bool(own) and all(own)
+def _ids(module: nn.Module) -> set[int]:
+    """Of what a module holds itself."""
+    return {id(p) for p in module.parameters(recurse=False)}
 
 
-def _roots(module: nn.Module, shared: Collection[int]) -> list[nn.Module]:
-    own = [id(p) in shared for p in module.parameters()]
+def _is_layer(module: nn.Module, joint: Collection[int]) -> bool:
+    """Whether a module is the same in all networks, in training and in evaluation, and holds no other parameters."""
+    watched = any(vars(module)[hooks] for hooks in ("_forward_hooks", "_forward_pre_hooks"))
+    return type(module) in _LAYERS and not watched and _ids(module) <= set(joint)
+
+
+# no subclasses: what an attention has for a projection, it reads and never calls
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _roots(module: nn.Module, shared: Collection[int], joint: Collection[int]) -> list[nn.Module]:
+    own = {id(p) for p in module.parameters()}
     if isinstance(module, Grows) or not own:
         return []
-    if _is_called(module) and (not any(own) or _is_layer(module, shared)):
+    if _is_called(module) and (not own & set(shared) or _is_layer(module, joint)):
         return [module]
     if isinstance(module, Denoiser) and len(_called(module)) > 1:  # one may have no rows in some process
         raise Incompatible("shard=True", need="a denoiser of one network", got=f"a {type(module).__name__}")
-    return [root for child in module.children() for root in _roots(child, shared)]
+    return [root for child in module.children() for root in _roots(child, shared, joint)]
 
 
 def _called(module: nn.Module) -> list[nn.Module]:
