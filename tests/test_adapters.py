@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from limbeck import (
     tap,
 )
 from limbeck.cli import main
+from limbeck.diffusion import Seen
 from limbeck.engine.checkpoint import read_state, write_folder
+from limbeck.engine.tick import Cut
 from limbeck.problems.networks import ResidualMLP
 from limbeck.rng import Rng, seeded
 
@@ -296,6 +299,20 @@ def test_features_inside_what_is_computed_again() -> None:
     assert grads[0].keys() == grads[1].keys() and "blocks.1.inner.block.up.weight" in grads[0]
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pass_that_is_over_holds_no_graph() -> None:
+    """Not even the part that leads to what no loss asked for."""
+    x, gone = torch.ones(3, requires_grad=True), []
+    hidden = x.exp()  # kept for the backward pass
+    weakref.finalize(hidden.untyped_storage(), gone.append, True)
+    cut = Cut.of(Seen(hidden.square().sum(), {"feature": 2 * x}), ("critic",), grad=True)
+    del hidden
+    cut.seen.features["feature"].sum().backward()
+    cut.back(keep=True)
+    assert not gone and x.grad is not None
+    cut.back(keep=False)
+    assert gone
 
 
 def test_what_cannot_be_computed_again_is_refused() -> None:

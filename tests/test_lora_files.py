@@ -8,7 +8,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from limbeck import FewStep, low_rank, merged
+from limbeck import (
+    DMD,
+    GAN,
+    SGD,
+    Critic,
+    Drawn,
+    Fake,
+    FewStep,
+    OneStep,
+    checkpointed,
+    distill,
+    low_rank,
+    merged,
+)
 from limbeck.bridges import Diffusers, Pipeline, read_lora, read_pipeline, steps_of, write_lora, write_pipeline
 from limbeck.cli import main
 from limbeck.errors import BadFile, Incompatible
@@ -136,6 +149,43 @@ def test_transformers_of_diffusers(tmp_path: Path) -> None:
     ours = denoiser.net(x, **told, return_dict=False)[0]
     assert (ours - plain).abs().max() > 0.01
     torch.testing.assert_close(pipeline.transformer(x, **told, return_dict=False)[0], ours, rtol=1e-5, atol=1e-5)
+
+
+# training
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_one_base_of_diffusers_is_distilled(folder: Path, half: bool) -> None:
+    """DMD2 with its GAN, whose blocks are computed again as diffusers does: the same run, in half precision near it."""
+    plain, again = trained(folder, half=half, again=False), trained(folder, half=half, again=True)
+    assert plain.keys() == again.keys() and all(x.dtype == torch.float32 for x in plain.values())
+    for name, value in plain.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-4, atol=1e-7)
+    assert sum(value.abs().sum() for name, value in plain.items() if name.endswith(".up")) > 0
+
+
+def trained(folder: Path, *, half: bool, again: bool) -> dict[str, Tensor]:
+    """What student, critic and discriminator learned in a tick, beside the base in bf16 or not."""
+    teacher = read_pipeline(folder)
+    teacher.net.to(torch.bfloat16 if half else torch.float32)
+    if again:
+        checkpointed(teacher)
+    with seeded("trained"):
+        student = OneStep(low_rank(teacher, 2, ("to_q", "conv1")), shape=(4, 8, 8), ratio=20.0)
+    critic = Critic(rank=2, targets=("to_q", "conv1"))
+    objective = DMD(fake=Fake(critic=critic)) + 0.1 * GAN(critic=critic, feature_weight=0.1)
+    run = distill(teacher, student, objective, Drawn(batch, fields=("x", "cond")), steps=2, batch=2, optim=SGD(lr=1e-2))
+    draw = run.cast.student.draw(2, {"encoder_hidden_states": torch.zeros(2, 5, 16)}, Rng(0))
+    assert draw.x.dtype == torch.float32
+    run.finish()
+    assert {p.dtype for p in run.cast.teacher.parameters()} == {torch.bfloat16 if half else torch.float32}
+    return {f"{who}.{n}": p for who in run.cast.roles for n, p in run.cast.roles[who].params.items()}
+
+
+def batch(n: int, rng: Rng) -> dict[str, Any]:
+    """Latents and texts."""
+    text = {"encoder_hidden_states": rng.normal(n, 5, 16, dtype=torch.float32)}
+    return {"x": rng.normal(n, 4, 8, 8, dtype=torch.float32), "cond": text}
 
 
 # reading

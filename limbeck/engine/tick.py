@@ -272,7 +272,7 @@ class Tick:
     def cuts(self) -> Iterator["Cut"]:
         """Where the graph was cut, in the order in which gradients go back through: passes first, then draws."""
         yield from (cut for cut in self._cuts.values() if cut.leaves[0].requires_grad)
-        yield from (Cut((who,), (x,), (draw.x,)) for who, (x, draw) in self._draws.items() if draw.x.requires_grad)
+        yield from (Cut((who,), [x], (draw.x,)) for who, (x, draw) in self._draws.items() if draw.x.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ class Cut:
     """A pass whose graph ends at ``out``; losses see ``leaves`` of the same values and leave their gradients there."""
 
     roles: tuple[str, ...]
-    out: tuple[Tensor, ...]
+    out: list[Tensor]
     leaves: tuple[Tensor, ...]
     seen: Seen = Seen(None, {})
 
@@ -288,17 +288,21 @@ class Cut:
     def of(cls, seen: Seen, roles: tuple[str, ...], *, grad: bool) -> "Cut":
         """A pass, cut."""
         assert seen.out is not None
-        out = (seen.out, *seen.features.values())
+        out = [seen.out, *seen.features.values()]
         leaves = tuple(x.detach().requires_grad_(grad) for x in out)
         return cls(roles, out, leaves, Seen(leaves[0], dict(zip(seen.features, leaves[1:], strict=True))))
 
     def back(self, *, keep: bool) -> None:
-        """Takes the leaves' gradients through the pass, and forgets them."""
-        pairs = [(out, leaf.grad) for out, leaf in zip(self.out, self.leaves, strict=True) if leaf.grad is not None]
+        """Takes the leaves' gradients through the pass, and forgets them; unless ``keep``, the pass is over."""
+        asked = [k for k, leaf in enumerate(self.leaves) if leaf.grad is not None]
+        assert self.out or not asked, "a loss came after the last one that trains its roles"
+        pairs = [(self.out[k], self.leaves[k].grad) for k in asked]
         if pairs:
             torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs], retain_graph=keep)
         for leaf in self.leaves:
             leaf.grad = None
+        if not keep:
+            self.out.clear()  # what no gradient came back to would hold its part of the graph
 
 
 def same_buffers(buffers: Sequence[Tensor]) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:

@@ -16,6 +16,7 @@ from limbeck.engine.tick import Noised, Tick
 from limbeck.errors import Incompatible, in_range
 from limbeck.objectives.adversary import AdversarialLoss, NonSaturating, Penalty, summed
 from limbeck.objectives.score.critic import Critic
+from limbeck.teachers.lora import own_dtype
 
 
 class Heads(nn.Module):
@@ -38,7 +39,8 @@ class Heads(nn.Module):
         )
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        pooled = {tap: f.flatten(2).mean(2) if f.dim() > 2 else f for tap, f in features.items()}
+        own = next(self.parameters()).dtype  # finer than features of half precision
+        pooled = {tap: (f.flatten(2).mean(2) if f.dim() > 2 else f).to(own) for tap, f in features.items()}
         logits = torch.stack([head(pooled[tap])[:, 0] for tap, head in self.heads.items()])
         return logits.mT if self.apart else logits.sum(0)
 
@@ -166,7 +168,8 @@ class GAN(Objective):
                 raise Incompatible("GAN", need="a trainable copy of the teacher that shows features", got=_a(eyes))
         else:
             eyes = cast.need(self.on, Featured, by=self)
-        heads = Heads(eyes.taps, self.hidden, apart=self.apart).to(next(eyes.parameters()))  # dtype and device
+        seen = next(eyes.parameters())
+        heads = Heads(eyes.taps, self.hidden, apart=self.apart).to(seen.device, own_dtype(seen.dtype))
         return Discriminator(heads, eyes if self.on == "own" else None)
 
 
