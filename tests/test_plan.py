@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck import EMA, KD, Adam, Dataset, cli, distill, loading, low_rank
 from limbeck.engine.loop import Run
@@ -17,7 +19,7 @@ from limbeck.errors import Incompatible
 from limbeck.evaluate.hollow import hollow
 from limbeck.evaluate.memory import Held, peak, size_of
 from limbeck.evaluate.needs import cadence, needs
-from limbeck.evaluate.operations import counter, operations
+from limbeck.evaluate.operations import Operations, operations
 from limbeck.plan import plan
 from limbeck.rng import Rng, seeded
 from tests.faults.processes import QUICK, STAGES
@@ -103,15 +105,40 @@ def test_operations_are_those_of_the_ticks() -> None:
     assert len(due) == 2  # with and without the student
 
 
+def test_operations_are_those_of_torch() -> None:
+    run = start("dmd2", "digits")
+    with FlopCounterMode(display=False) as theirs:
+        run.tick()
+    run.i = 0
+    assert operations(run.tick) == theirs.get_total_flops() > 0
+
+
 def test_operations_of_attention() -> None:
     q = torch.randn(2, 4, 32, 16, requires_grad=True)
-    with counter() as forward:
-        y = nn.functional.scaled_dot_product_attention(q, q, q)
     product = 2 * 2 * 4 * 32 * 32 * 16
-    assert forward.get_total_flops() == 2 * product
-    with counter() as backward:
+    with Operations() as forward:
+        y = nn.functional.scaled_dot_product_attention(q, q, q)
+    with Operations() as backward:
         y.sum().backward()
-    assert backward.get_total_flops() == 5 * product  # one of them is made again
+    assert (forward.total, backward.total) == (2 * product, 5 * product)  # one of the five is made again
+
+
+def test_memory_of_what_is_computed_again() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(
+                nn.Sequential(nn.Linear(32, 256), nn.GELU(), nn.Linear(256, 32)) for _ in range(6)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = checkpoint(part, x, use_reentrant=False)
+            return x
+
+    data = Dataset(x=torch.randn(300, 32), y=torch.zeros(300, dtype=torch.long))
+    run = distill(nn.Linear(32, 32), Again(), KD(), data, steps=10, batch=300)
+    assert needs(run).total == pytest.approx(used(run), rel=0.01)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -17,7 +17,7 @@ from limbeck.engine.data import Source
 from limbeck.engine.loop import Run
 from limbeck.evaluate.hollow import hollow
 from limbeck.evaluate.memory import peak, size_of
-from limbeck.evaluate.operations import counter
+from limbeck.evaluate.operations import Operations
 
 WINDOW = 1000
 """So many ticks are looked at for which losses are due in them."""
@@ -90,10 +90,10 @@ def _needs(run: Run, stage: str, drawn: Callable[[], bool]) -> Needs:
     fixed = [x for part in parts.values() for x in part]
     still, worst, gradients, exchanged, operations = size_of(fixed), 0, 0, 0.0, 0.0
     for i, share in _chosen(due, 3 if drawn() else 1):
-        with Exchange() as sent, counter() as counted:
+        with Exchange() as sent, Operations() as counted:
             most = peak(lambda i=i: _tick(run, i), fixed)
         exchanged += share * sent.bytes
-        operations += share * counted.get_total_flops()
+        operations += share * counted.total
         if most > worst:
             worst, gradients = most, min(most - still, _gradients(run, i))
     sizes = _sizes(parts)

@@ -1,0 +1,53 @@
+"""The benchmark for GPUs runs, on small networks on the processor; the large ones have the sizes that they say."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "gpu"
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Any]:
+    """benchmarks/gpu/dmd2.py as a module; its helpers lie beside it."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("dmd2")
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("dmd2", "_measure", "_models"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "dit2b"])
+def test_it_measures(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = script.main([name, "--tiny", "--seconds", "0", "--batch", "2", "--tflops", "1"])
+    assert found["ticks"] == script.CYCLE and found["seconds"] > 0
+    assert found["memory"] == pytest.approx(found["planned"], rel=0.1)
+    assert found["utilisation"] == pytest.approx(found["operations"] / found["seconds"] / 1e12)
+    text = capsys.readouterr().out
+    assert "seconds per iteration" in text and "model FLOP utilisation" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684), ("dit2b", 2_028_328_000)]
+)
+def test_sizes_are_real(script: Any, name: str, parameters: int) -> None:
+    teacher = script.MODELS[name].build("meta", torch.bfloat16)
+    assert sum(p.numel() for p in teacher.parameters()) == pytest.approx(parameters, rel=1e-3)
+
+
+def test_without_a_device_it_says_what_to_do(
+    script: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        script.main(["sd15"])
+    assert "--plan" in capsys.readouterr().err
