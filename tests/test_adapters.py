@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,6 +349,10 @@ def test_rank_and_targets_are_for_student_and_critic(tmp_path: Path) -> None:
     )
     assert len(held) == 4 and all(name.endswith((".down", ".up")) for names in held for name in names)
     assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.safetensors")]) == 0
+    shutil.rmtree(run / "stages")  # as if it had been killed after the checkpoint
+    assert main(["distill", "dmd2", "--on", LENT, "--out", str(run), "--resume"]) == 0
+    again = read_state(run / "stages" / "dmd2")
+    assert again.keys() == result.keys() and all(torch.equal(again[name], result[name]) for name in result)
 
 
 @pytest.mark.parametrize(
