@@ -26,9 +26,15 @@ def script() -> Iterator[Any]:
             sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "dit2b"])
-def test_it_measures(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = script.main([name, "--tiny", "--seconds", "0", "--batch", "2", "--tflops", "1"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_unets_take_a_step(script: Any, name: str) -> None:
+    run, _ = script.start(script.tiny(name), "cpu", 2, 2)
+    run.i = script.CYCLE - 1  # everyone is due
+    assert set(run.tick().norms) == {"student", "critic", "discriminator"}
+
+
+def test_it_measures(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = script.main(["dit2b", "--tiny", "--seconds", "0", "--batch", "2", "--tflops", "1"])
     assert found["ticks"] == script.CYCLE and found["seconds"] > 0
     assert found["memory"] == pytest.approx(found["planned"], rel=0.1)
     assert found["utilisation"] == pytest.approx(found["operations"] / found["seconds"] / 1e12)

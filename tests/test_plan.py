@@ -49,8 +49,6 @@ def used(run: Run) -> int:
     ("system", "on"),
     [
         ("dmd2", "digits"),
-        ("sid", "digits"),
-        ("consistency-distillation", "digits"),
         ("kd", "digits-classify"),
         ("sds", "mixture2d"),
     ],
@@ -76,7 +74,7 @@ def test_a_plan_leaves_the_run_as_it_was() -> None:
     run, other = start("dmd2", "digits"), start("dmd2", "digits")
     needs(run)
     run.i = 0
-    for _ in range(6):
+    for _ in range(2):
         assert run.tick().measured == other.tick().measured
 
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from limbeck.engine.loop import Run
+from limbeck.errors import Incompatible
 
 READS = torch.ops.aten._local_scalar_dense.default
 CHOICE = torch.ops.aten.randint.generator  # of a number below its first argument
@@ -43,7 +44,8 @@ def hollow(run: Run) -> Generator["Reads"]:
 
 
 class Reads(TorchDispatchMode):
-    """What a program reads out of tensors without values: one number drawn at random is drawn, any other is made up.
+    """What a program reads out of tensors without values: a number drawn at random alone is drawn; a real number, as a
+    loss or a norm is, is 1; and others are for choices, which cannot be made.
 
     Attributes:
         drawn: whether some number was drawn, so that another tick may take another way.
@@ -54,8 +56,9 @@ class Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is READS and isinstance(args[0], FakeTensor) and args[0].constant is None:
-            kind = args[0].dtype
-            return kind == torch.bool or (1.0 if kind.is_floating_point else 0)
+            if not args[0].is_floating_point():
+                raise Incompatible("a tick without values", need="ways that no value decides", got="a choice by one")
+            return 1.0
         out: Any = func(*args, **kwargs)
         if kwargs.get("generator") is not None and isinstance(out, FakeTensor) and prod(out.shape) == 1:
             with _disable_current_modes():
