@@ -51,6 +51,7 @@ def used(run: Run) -> int:
         ("dmd2", "digits"),
         ("kd", "digits-classify"),
         ("sds", "mixture2d"),
+        ("tdm", "mixture2d-network"),
     ],
 )
 def test_memory_is_what_a_run_then_uses(system: str, on: str) -> None:

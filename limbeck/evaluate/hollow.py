@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from limbeck.engine.loop import Run
 from limbeck.errors import Incompatible
+
+KNOWN = 256
+"""So many numbers that follow from a program's own, as the noise levels of a sampler do, keep their values."""
 
 READS = torch.ops.aten._local_scalar_dense.default
 CHOICE = torch.ops.aten.randint.generator  # of a number below its first argument
@@ -31,11 +35,13 @@ def hollow(run: Run) -> Generator["Reads"]:
     device, run.device = run.device, torch.device("cpu")
     _bind(run)
     fakes.clear()  # nothing but the run holds them
-    reads = Reads()
+    reads, limit = Reads(), fake_tensor.CONSTANT_NUMEL_LIMIT
     try:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = KNOWN
         with mode, reads:
             yield reads
     finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
         for owner, name, value in (one for part in changed for one in part):
             owner[name] = value
         run.cast.kept.update(kept)
