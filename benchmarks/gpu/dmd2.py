@@ -27,6 +27,8 @@ from limbeck.diffusion import Karras, Tabulated, Uniform
 from limbeck.rng import seeded
 
 CYCLE, RANK, ROWS, SECONDS = 5, 64, 64, 120.0
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Layers of attention, which have the adapters."""
 
 
 def start(model: Model, device: str, batch: int, rank: int) -> tuple[Run, Diffusers]:
@@ -38,7 +40,7 @@ def start(model: Model, device: str, batch: int, rank: int) -> tuple[Run, Diffus
     teacher.null = placed(teacher.null, place, dtype)
     table = isinstance(teacher.process, Tabulated)
     times = Karras(sigma_min=0.02, sigma_max=14.0) if table else Uniform(lo=0.02, hi=0.98)
-    critic = Critic(times=times, rank=rank or None)
+    critic = Critic(times=times, rank=rank or None, targets=TARGETS if rank else ("*",))
     objective: Objective = DMD(fake=Fake(critic=critic), times=times, guidance=CFG(scale=7.5), critic_steps=CYCLE)
     if model.taps:
         objective = objective + 3e-3 * GAN(critic=critic, times=times, critic_steps=CYCLE, feature_weight=1e-2)
@@ -46,7 +48,7 @@ def start(model: Model, device: str, batch: int, rank: int) -> tuple[Run, Diffus
         x = torch.randn(ROWS, *model.shape)
     data = Dataset(x=x.to(place, dtype), cond=placed(model.conditions(ROWS), place, dtype))
     (ratio,) = steps_of(teacher.clock, 1) if table else (80.0,)
-    network = low_rank(teacher, rank) if rank else teacher.clone(trainable=True)
+    network = low_rank(teacher, rank, TARGETS) if rank else teacher.clone(trainable=True)
     student = OneStep(network, shape=model.shape, ratio=ratio)
     cast = None if dtype is torch.float32 else dtype
     run = distill(
