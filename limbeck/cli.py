@@ -18,6 +18,17 @@ Format = Literal["safetensors", "onnx", "diffusers", "lora", "transformers"]
 Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 
 
+Prompts = Annotated[Path | None, arg(help="a text file, one prompt a line, for a pipeline that takes texts")]
+Negative = Annotated[str | None, arg(help="what its guidance leads away from; the empty prompt by default")]
+Data = Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")]
+
+
+def _given(prompts: Path | None, negative: str | None, data: Path | None) -> dict[str, str]:
+    """What a folder needs beside it, as far as it was said."""
+    said = {"prompts": prompts, "negative": negative, "data": data}
+    return {key: str(value) for key, value in said.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Systems:
     """The table of systems: id, family, recipe or not, last evidence."""
@@ -54,15 +65,16 @@ class Distill:
 
     system: Annotated[Positional[str], arg(help="a system's id, a Python file with a recipe, or a run's recipe.json")]
     on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a model's folder")] = None
-    prompts: Annotated[Path | None, arg(help="a text file, one prompt a line, for a pipeline that takes texts")] = None
-    negative: Annotated[str | None, arg(help="what its guidance leads away from; the empty prompt by default")] = None
-    data: Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")] = None
+    prompts: Prompts = None
+    negative: Negative = None
+    data: Data = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
     device: Annotated[str | None, arg(help="cpu, cuda, ...; for models in folders a GPU, if there is one")] = None
     checkpoint_every: Annotated[int, arg(help="ticks between checkpoints; 0 writes one only when interrupted")] = 500
     seed: Annotated[int | None, arg(help="of everything random; 0 by default")] = None
     out: Annotated[Path | None, arg(help="the run's folder; runs/SYSTEM-PROBLEM by default")] = None
     resume: Annotated[bool, arg(help="go on with the run in the folder")] = False
+    judge: Annotated[int | None, arg(help="samples that the result is judged by; 0 for no figures")] = None
     track: Annotated[Track | None, arg(help="where to show it; TensorBoard by default where that is installed")] = None
 
     def run(self, settings: dict[str, str]) -> int:
@@ -76,10 +88,9 @@ class Distill:
 
         if self.steps is not None:
             settings = {"steps": str(self.steps), **settings}
-        beside = {"prompts": self.prompts, "negative": self.negative, "data": self.data}
-        given = {key: str(value) for key, value in beside.items() if value is not None}
+        given = _given(self.prompts, self.negative, self.data)
         where = (self.checkpoint_every, self.seed, self.out, self.resume, self.track, self.device)
-        return distill(self.system, self.on, settings, *where, given)
+        return distill(self.system, self.on, settings, *where, given, self.judge)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,9 @@ class Compare:
     systems: Annotated[Positional[tuple[str, ...]], arg(help="systems' ids, or Python files with recipes")] = ()
     family: Annotated[str | None, arg(help="all recipes of a family, instead")] = None
     on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a model's folder")] = None
-    data: Annotated[Path | None, arg(help="for a model of transformers: lines of text, or labelled images")] = None
+    prompts: Prompts = None
+    negative: Negative = None
+    data: Data = None
     steps: Annotated[int | None, arg(help="ticks; each recipe's own number by default")] = None
     seed: Annotated[int, arg(help="of everything random")] = 0
     out: Annotated[Path | None, arg(help="where to; runs/compare-PROBLEM or -FAMILY-PROBLEM by default")] = None
@@ -111,7 +124,7 @@ class Compare:
 
         settings = settings if self.steps is None else {"steps": str(self.steps), **settings}
         name = "-".join(["compare", *([self.family] if self.family else []), Path(self.on).stem])
-        given = {} if self.data is None else {"data": str(self.data)}
+        given = _given(self.prompts, self.negative, self.data)
         unmade = [system.id for system in family if system.id not in systems]
         return compare(systems, unmade, self.on, settings, self.seed, self.out or Path("runs") / name, self.json, given)
 
@@ -121,7 +134,10 @@ class Plan:
     """What a run would need: memory, exchange, operations and time of a device. Any setting may follow."""
 
     system: Annotated[Positional[str], arg(help="a system's id, or a Python file with a recipe")]
-    on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a pipeline's folder")] = None
+    on: Annotated[str | None, arg(help="a problem's name, a Python file that makes one, or a model's folder")] = None
+    prompts: Prompts = None
+    negative: Negative = None
+    data: Data = None
     steps: Annotated[int | None, arg(help="ticks; the recipe's own number by default")] = None
     gpus: Annotated[int, arg(help="so many devices, one process each")] = 1
     tflops: Annotated[float | None, arg(help="10¹² operations a second of a device; else measured here")] = None
@@ -136,7 +152,8 @@ class Plan:
         from limbeck.plan import command
 
         settings = settings if self.steps is None else {"steps": str(self.steps), **settings}
-        return command(self.system, self.on, settings, self.gpus, self.tflops, self.gbps, self.json)
+        given = _given(self.prompts, self.negative, self.data)
+        return command(self.system, self.on, settings, self.gpus, self.tflops, self.gbps, self.json, given)
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,7 @@ class Export:
 
     folder: Annotated[Positional[Path], arg(name="run", help="a run's folder")]
     out: Annotated[Path, arg(help="where to, a new folder")]
-    to: Annotated[Format, arg(help="onnx for classifiers, diffusers and lora for pipelines")] = "safetensors"
+    to: Annotated[Format, arg(help="onnx; diffusers, lora and transformers for their models")] = "safetensors"
 
     def run(self) -> int:
         from limbeck.commands import export

@@ -92,8 +92,11 @@ def distill(
     track: Name | None = None,
     device: str | None = None,
     given: dict[str, str] | None = None,
+    judge: int | None = None,
 ) -> int:
     """Runs a recipe in a folder, to its end or to a checkpoint; as one run where ``torchrun`` started several of us."""
+    if judge is not None and judge < 10 and judge != 0:
+        raise BadSetting(f"judge must be 0 or at least 10, got {judge}.")
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
@@ -129,22 +132,24 @@ def distill(
         if not session.finished:
             say(f"interrupted; go on with --out {where} --resume")
             return 130
-        _judge(session, about, tracked)
+        _judge(session, about, tracked, judge)
     say(f"run: {where}")
     return 0
 
 
-def _judge(session: Session, about: About, tracked: Tracking) -> None:
-    """Prints, shows and keeps how good a finished result is."""
+def _judge(session: Session, about: About, tracked: Tracking, n: int | None) -> None:
+    """Prints, shows and keeps how good a finished result is, by so many samples."""
     where, problem = session.folder, session.problem
+    if n is not None and isinstance(problem, Generative):
+        problem.judged = n
     try:
-        figures = figures_of(session.student, problem)
+        figures = {} if n == 0 else figures_of(session.student, problem)
     except LimbeckError as error:
         raise Failed(f"{where} has finished, but its result cannot be judged: {error}") from error
     _print_figures(figures)
     with writing(where):
         (where / "result.json").write_text(to_json(figures))
-        if isinstance(problem, Generative):
+        if isinstance(problem, Generative) and n != 0:
             side_by_side(session.student, problem, where / "samples" / "final.png")
         tracked.figures(figures)
         write_report(where, about, "finished")
@@ -436,7 +441,7 @@ def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = w
     problem, student = session.problem, session.student
     if not isinstance(problem, Pipeline) or not isinstance(student, FewStep):
         need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"
-        raise Incompatible("export to diffusers", need=need, got=got, fit="--to safetensors")
+        raise Incompatible("export of a pipeline", need=need, got=got, fit="--to safetensors")
     write(student, out, like=problem.folder)
     return f"num_inference_steps={len(student.ratios)}" + ", guidance_scale=1" * problem.guidable
 

@@ -287,8 +287,7 @@ def device_of(record: Mapping[str, Any]) -> torch.device:
     """
     name = str(record.get("device", "cpu"))
     try:
-        torch.empty(0, device=name)
-        return torch.device(name)
+        return torch.zeros(1, device=name).sum().cpu().device and torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadSetting(f"device must be one that this machine has, such as cpu, got {name}.") from error
 

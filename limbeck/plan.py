@@ -101,7 +101,14 @@ def _one_of(n: int) -> Generator[None]:
 
 
 def command(
-    system: str, on: str, values: Mapping[str, str], gpus: int, tflops: float | None, gbps: float | None, as_json: bool
+    system: str,
+    on: str,
+    values: Mapping[str, str],
+    gpus: int,
+    tflops: float | None,
+    gbps: float | None,
+    as_json: bool,
+    given: Mapping[str, str] | None = None,
 ) -> int:
     """Prints what a system needs on a problem."""
     from limbeck import loading
@@ -109,9 +116,10 @@ def command(
 
     for name, value in (("tflops", tflops), ("gbps", gbps)):
         in_range(name, 1.0 if value is None else value, 1e-9)
-    problem = loading.load_problem(on, weights=False)
+    problem = loading.load_problem(on, given, weights=False)
     torch.set_num_threads(problem.threads or torch.get_num_threads())
     recipe = loading.load_recipe(system, problem, values)
+    problem.asked_by(recipe)
     found, said = plan(recipe, problem, processes=gpus, tflops=tflops, gbps=gbps)
     if as_json:
         rows = [{**asdict(one), "still": one.still, "total": one.total} for one in found]

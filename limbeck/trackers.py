@@ -287,9 +287,10 @@ def tracking(
         try:
             tracked.tracker = _begin(name, session.folder, settings, again, tracked.i)
         except Exception as error:  # the same
-            raise Failed(
-                f"--track {name} cannot begin: {type(error).__name__}: {' '.join(str(error).split())}."
-            ) from error
+            text = f"--track {name} cannot begin: {type(error).__name__}: {' '.join(str(error).split())}."
+            if name != "tensorboard":
+                raise Failed(text) from error
+            say(text)  # its files lie beside the run's own, which may still fit
         with writing(session.folder):
             (session.folder / "tracker.json").write_text(json.dumps({"track": name, "run": tracked.tracker.id}))
     try:

@@ -34,6 +34,7 @@ from limbeck import (
 from limbeck.cli import main
 from limbeck.diffusion import Seen
 from limbeck.engine.checkpoint import read_state, write_folder
+from limbeck.engine.loop import BASE
 from limbeck.engine.tick import Cut
 from limbeck.problems.networks import ResidualMLP
 from limbeck.rng import Rng, seeded
@@ -347,11 +348,13 @@ def test_rank_and_targets_are_for_student_and_critic(tmp_path: Path) -> None:
         *(x["module"] for x in state["targets"].values()),
         result,
     )
-    assert len(held) == 4 and all(name.endswith((".down", ".up")) for names in held for name in names)
+    assert len(held) == 4 and all(name.endswith((".down", ".up")) for names in held for name in names if name != BASE)
+    assert result[BASE] == state["roles"]["student"]["base"]
     assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.safetensors")]) == 0
     shutil.rmtree(run / "stages")  # as if it had been killed after the checkpoint
     assert main(["distill", "dmd2", "--on", LENT, "--out", str(run), "--resume"]) == 0
     again = read_state(run / "stages" / "dmd2")
+    assert again.pop(BASE) == result.pop(BASE)
     assert again.keys() == result.keys() and all(torch.equal(again[name], result[name]) for name in result)
 
 

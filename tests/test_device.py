@@ -12,7 +12,7 @@ from limbeck.cli import main
 from limbeck.engine import EMA, Objective
 from limbeck.evaluate.comparison import student_of
 from limbeck.problems.digits import Digits
-from limbeck.problems.problem import place_of
+from limbeck.problems.problem import home_of
 from limbeck.rng import Rng
 
 THERE = torch.device("meta")
@@ -63,7 +63,7 @@ def test_what_is_left_behind_is_noticed() -> None:
 def test_samples_come_back_to_where_the_noise_is() -> None:
     problem = Digits()
     student = OneStep(problem.network(), shape=problem.shape).to(THERE)
-    assert place_of(student) == THERE
+    assert home_of(student) == THERE
     with Read():
         draw = student_of(student)(torch.zeros(2, *problem.shape), torch.zeros(2, dtype=torch.long), Rng(0))
     assert draw.x.shape == (2, *problem.shape) and draw.x.device.type == "cpu" and draw.cond.device.type == "cpu"

@@ -1,6 +1,8 @@
 """The benchmark for GPUs runs, on small networks on the processor; the large ones have the sizes that they say."""
 
 import importlib
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +35,15 @@ def test_unets_take_a_step(script: Any, name: str) -> None:
     assert set(run.tick().norms) == {"student", "critic", "discriminator"}
 
 
-def test_it_measures(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found = script.main(["dit2b", "--tiny", "--seconds", "0", "--batch", "2", "--tflops", "1"])
+def test_it_measures(script: Any) -> None:
+    """In a process of its own, for the memory is that of all tensors that live."""
+    given = ["dit2b", "--tiny", "--seconds", "0", "--batch", "2", "--tflops", "1"]
+    done = subprocess.run([sys.executable, script.__file__, *given], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["ticks"] == script.CYCLE and found["seconds"] > 0
     assert found["memory"] == pytest.approx(found["planned"], rel=0.1)
-    assert found["utilisation"] == pytest.approx(found["operations"] / found["seconds"] / 1e12)
-    text = capsys.readouterr().out
-    assert "seconds per iteration" in text and "model FLOP utilisation" in text
+    assert found["utilisation"] == pytest.approx(found["operations"] / found["seconds"] / 1e12, rel=0.01)
+    assert "seconds per iteration" in done.stdout and "model FLOP utilisation" in done.stdout
 
 
 @pytest.mark.parametrize(

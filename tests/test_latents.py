@@ -166,9 +166,10 @@ def test_what_stands_for_real_samples_is_the_teachers_own(dit: Path, monkeypatch
         monkeypatch.setattr(Pipeline, name, value)
     problem = Pipeline(dit)
     reference, label = problem.reference(), problem.spread(8)
-    batch = problem.source.take(20, Rng(0))
-    which = (batch["x"][:, None] - reference).flatten(2).abs().amax(2).argmin(1)
-    assert torch.equal(batch["x"], reference[which]) and torch.equal(batch["cond"], label[which])
+    batch, data = problem.source.take(20, Rng(0)), problem.own("data", 16)
+    which = (batch["x"][:, None] - data).flatten(2).abs().amax(2).argmin(1)
+    assert torch.equal(batch["x"], data[which]) and torch.equal(batch["cond"], problem.spread(16)[which])
+    assert not torch.equal(data[:8], reference)
     noise = Rng((problem.name, "reference")).normal(8, *problem.shape)
     torch.testing.assert_close(problem.teacher_sample(noise[5:6], label[5:6]), reference[5:6], rtol=1e-4, atol=1e-4)
 

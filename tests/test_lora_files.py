@@ -112,7 +112,7 @@ def test_a_student_with_adapters_leaves_as_a_plain_pipeline(folder: Path, tmp_pa
 
 
 def test_transformers_of_diffusers(tmp_path: Path) -> None:
-    """Another prefix, another mixin: SD3, a flow whose own scheduler stays."""
+    """Another prefix, another mixin: SD3, a flow."""
     with seeded("sd3"):
         net = diffusers.SD3Transformer2DModel(
             sample_size=8,
@@ -137,9 +137,11 @@ def test_transformers_of_diffusers(tmp_path: Path) -> None:
         for part in denoiser.modules():
             if isinstance(part, LowRank):
                 nn.init.normal_(part.up)
-    student = FewStep(denoiser, ratios=(1.0,), shape=(4, 8, 8)).eval()
+    student = FewStep(denoiser, ratios=steps_of(teacher.clock, 3), shape=(4, 8, 8)).eval()
     write_lora(student, tmp_path / "out", like=tmp_path / "sd3")
-    assert not (tmp_path / "out" / "scheduler").exists()
+    took = diffusers.FlowMatchLCMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
+    took.set_timesteps(3)
+    torch.testing.assert_close(took.timesteps.double() / 1000, student.times[:-1], rtol=1e-5, atol=1e-6)
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path / "sd3", **none)
     rng = Rng("sd3")
     x, text, pooled = (rng.normal(2, *s, dtype=torch.float32) for s in ((4, 8, 8), (5, 8), (6,)))
@@ -171,7 +173,7 @@ def trained(folder: Path, *, half: bool, again: bool) -> dict[str, Tensor]:
     if again:
         checkpointed(teacher)
     with seeded("trained"):
-        student = OneStep(low_rank(teacher, 2, ("to_q", "conv1")), shape=(4, 8, 8), ratio=20.0)
+        student = OneStep(low_rank(teacher, 2, ("to_q", "conv1")), shape=(4, 8, 8), ratio=steps_of(teacher.clock, 1)[0])
     critic = Critic(rank=2, targets=("to_q", "conv1"))
     objective = DMD(fake=Fake(critic=critic)) + 0.1 * GAN(critic=critic, feature_weight=0.1)
     run = distill(teacher, student, objective, Drawn(batch, fields=("x", "cond")), steps=2, batch=2, optim=SGD(lr=1e-2))

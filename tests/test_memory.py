@@ -76,6 +76,7 @@ def test_blocks_computed_again_change_nothing() -> None:
 def test_mistakes_are_named() -> None:
     data = Dataset(x=torch.zeros(8, 4), y=torch.zeros(8, dtype=torch.long))
     networks: list[nn.Module] = [MLP(size=4, classes=3, widths=(8, 8)) for _ in range(2)]
+    assert KD() and distill(*networks, KD(), data, steps=1, batch=8, memory=Memory(frozen="bf16"))
     for memory, error, said in (
         ({"critic": Memory(frozen="bf16")}, BadSetting, "memory names the role 'critic'"),
         (Memory(again=("layers.*",)), Incompatible, "layers"),

@@ -154,9 +154,9 @@ def test_samples_are_drawn_for_those_that_ask(
 ) -> None:
     drawn: list[str] = []
 
-    def own(self: Pipeline, name: str, n: int) -> tuple[Tensor, None]:
+    def own(self: Pipeline, name: str, n: int) -> Tensor:
         drawn.append(name)
-        return torch.zeros(n, *self.shape), None
+        return torch.zeros(n, *self.shape)
 
     monkeypatch.setattr(Pipeline, "own", own)
     problem = Pipeline(pipeline)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -39,6 +40,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, at: int, folder: Path, *args: str, 
         patch.setattr(Run, "tick", tick)
         patch.setattr(trackers.Tracking, "close", lambda self: None)
         distill(folder, *args, on=on)
+    time.sleep(1)  # event files of one second are read in the order of names, and a tenth comes before a ninth
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

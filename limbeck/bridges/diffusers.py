@@ -19,8 +19,8 @@ from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.engine.taps import tap
 from limbeck.errors import Incompatible
-from limbeck.students import FewStep, OneStep, Trajectory
-from limbeck.teachers.lora import merged
+from limbeck.students import FewStep, OneStep, Trajectory, WholePath
+from limbeck.teachers.lora import LowRank, add_adapters
 from limbeck.tree import Tree, rows, tree_map
 
 AT_ONCE = 2**18
@@ -244,31 +244,29 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         BadFile: ``like`` is no pipeline, or the folder cannot be written.
     """
     place, index = place_of(like), index_of(like)
-    denoiser = student.denoiser
-    if not isinstance(denoiser, Diffusers):
-        raise Incompatible("a pipeline", need="a student around a network of diffusers", got=type(denoiser).__name__)
-    if type(student) not in (FewStep, OneStep, Trajectory):
-        got = f"a {type(student).__name__}"
-        raise Incompatible("a pipeline", need="a student whose steps go on by fresh noise or by none", got=got)
-    asked = steps_of(denoiser.clock, len(student.ratios), ratio=student.ratios[0])
-    given, fits = (torch.tensor(ratios, dtype=torch.float64) for ratios in (student.ratios, asked))
-    if not torch.allclose(given, fits, rtol=1e-6):
-        need = f"steps at σ/α of {', '.join(f'{ratio:.4g}' for ratio in asked)}"
-        got = ", ".join(f"{ratio:.4g}" for ratio in student.ratios)
-        fit = f"ratios=steps_of(clock, {len(asked)}, ratio={student.ratios[0]:.4g})"
-        raise Incompatible("a pipeline", need=need, got=got, fit=fit)
     scheduler = scheduler_of(student, read_part(like, "scheduler"))
     with new_folder(Path(folder)) as made:
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
         for name in (part for part in index if part not in (place, "scheduler") and (Path(like) / part).is_dir()):
             shutil.copytree(Path(like) / name, made / name, ignore=ignored)
-        net: Any = merged(denoiser.net)
+        net = _leaving(student, like)
         net.save_pretrained(made / place, safe_serialization=True)
         scheduler.save_pretrained(made / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         if index.get("_class_name") == "DDIMPipeline":  # it would make a DDIMScheduler of any scheduler
             index["_class_name"] = "DDPMPipeline"
         (made / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def _leaving(student: FewStep, like: str | Path) -> Any:
+    """A student's network with plain weights; adapters are added to the weights of the folder, in its precision."""
+    assert isinstance(student.denoiser, Diffusers)
+    net: Any = student.denoiser.net
+    if any(isinstance(part, LowRank) for part in net.modules()):
+        made = read_part(like, place_of(like))
+        add_adapters(made.to(next(net.parameters()).device), net)
+        return made
+    return net
 
 
 def scheduler_of(student: FewStep, known: Any) -> Any:
@@ -279,9 +277,24 @@ def scheduler_of(student: FewStep, known: Any) -> Any:
     Args:
         student: of few steps, around a `Diffusers`.
         known: the scheduler of the pipeline that its teacher came from.
+
+    Raises:
+        Incompatible: a student around something else, or steps that diffusers would not take; see `steps_of`.
     """
-    assert isinstance(student.denoiser, Diffusers)
-    clock, walks = student.denoiser.clock, isinstance(student, Trajectory)
+    denoiser = student.denoiser
+    if not isinstance(denoiser, Diffusers):
+        raise Incompatible("a pipeline", need="a student around a network of diffusers", got=type(denoiser).__name__)
+    if type(student) not in (FewStep, OneStep, Trajectory, WholePath):
+        got = f"a {type(student).__name__}"
+        raise Incompatible("a pipeline", need="a student whose steps go on by fresh noise or by none", got=got)
+    asked = steps_of(denoiser.clock, len(student.ratios), ratio=student.ratios[0])
+    given, fits = (torch.tensor(ratios, dtype=torch.float64) for ratios in (student.ratios, asked))
+    if not torch.allclose(given, fits, rtol=1e-6):
+        need = f"steps at σ/α of {', '.join(f'{ratio:.4g}' for ratio in asked)}"
+        got = ", ".join(f"{ratio:.4g}" for ratio in student.ratios)
+        fit = f"ratios=steps_of(clock, {len(asked)}, ratio={student.ratios[0]:.4g})"
+        raise Incompatible("a pipeline", need=need, got=got, fit=fit)
+    clock, walks = denoiser.clock, isinstance(student, Trajectory)
     if not isinstance(clock.process, Tabulated):
         kind = "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
         return _flow(clock, len(student.ratios), kind)

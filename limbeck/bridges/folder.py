@@ -97,14 +97,15 @@ def read_part(folder: str | Path, name: str, *, weights: bool = True) -> Any:
     Raises:
         BadFile: it cannot be read.
     """
-    kind = kind_of(index_of(folder)[name][1])
+    here = {"subfolder": name, "local_files_only": True}
     try:
+        kind = kind_of(index_of(folder)[name][1])
         if name == "scheduler":
-            return kind.from_pretrained(folder, subfolder=name)
+            return kind.from_pretrained(folder, **here)
         if weights:
-            return kind.from_pretrained(folder, subfolder=name, use_safetensors=True)
+            return kind.from_pretrained(folder, use_safetensors=True, **here)
         with torch.device("meta"):
-            return kind.from_config(kind.load_config(folder, subfolder=name))
+            return kind.from_config(kind.load_config(folder, **here))
     except (OSError, ValueError, LookupError, TypeError) as error:
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise BadFile(f"{folder} is not a whole pipeline: {text}.") from error

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from limbeck.bridges.diffusers import Diffusers, scheduler_of
 from limbeck.bridges.folder import DENOISERS, index_of, kind_of, place_of, read_part
-from limbeck.diffusion.table import Tabulated
 from limbeck.engine.checkpoint import new_folder
 from limbeck.errors import BadFile, Incompatible
 from limbeck.students import FewStep
@@ -36,7 +35,7 @@ def write_lora(student: FewStep, folder: str | Path, like: str | Path) -> None:
         like: the pipeline that its teacher came from.
 
     Raises:
-        Incompatible: a student without adapters, or a pipeline that loads none.
+        Incompatible: a student without adapters, steps that diffusers would not take, a pipeline that loads none.
         BadFile: ``like`` is no pipeline.
         Failed: the folder cannot be written.
     """
@@ -48,15 +47,14 @@ def write_lora(student: FewStep, folder: str | Path, like: str | Path) -> None:
             "--to diffusers, which merges them,",
         )
         raise Incompatible("export to lora", need=need, got=got, fit=fit)
-    tensors: dict[str, Tensor] = {}
+    scheduler, tensors = scheduler_of(student, read_part(like, "scheduler")), dict[str, Tensor]()
     for name, layer in layers.items():
         for factor, kept in (("A", layer.down), ("B", layer.up)):
             tensors[f"{place}.{name}.lora_{factor}.weight"] = kept.detach().cpu().contiguous()
     about = {f"{place}.{key}": value for key, value in _about(layers).items()}
     with new_folder(Path(folder)) as made:
         save_file(tensors, made / WEIGHTS, {"format": "pt", ABOUT: json.dumps(about)})
-        if isinstance(student.process, Tabulated):  # a flow's own scheduler takes any number of steps
-            scheduler_of(student, read_part(like, "scheduler")).save_pretrained(made / "scheduler")
+        scheduler.save_pretrained(made / "scheduler")
 
 
 def _adapters(student: FewStep) -> dict[str, LowRank]:

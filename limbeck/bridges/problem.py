@@ -1,6 +1,6 @@
 """A pipeline's folder as something to distil on: its denoiser teaches, and is the judge of what it taught."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,13 @@ from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
 from limbeck.bridges.folder import index_of, local, place_of
 from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
-from limbeck.diffusion import Guidance, Karras, heun, sample
-from limbeck.engine.data import Batch, Dataset, Drawn, Source
+from limbeck.diffusion import Denoiser, Guidance, Karras
+from limbeck.engine.data import Batch, Drawn, Source
 from limbeck.engine.settings import settings
 from limbeck.errors import BadSetting, Incompatible
-from limbeck.problems.problem import Generative
+from limbeck.problems.problem import Generative, home_of
 from limbeck.rng import Rng
-from limbeck.tree import Tree, rows, tree_map
+from limbeck.tree import Tree, moved, rows, tree_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,37 +105,42 @@ class Pipeline(Generative):
         return self._inputs(tree_map(lambda x: x[index.to(x.device)].to(rng.device), self.prompts.rows))
 
     def spread(self, n: int) -> Tree:
+        return self.told(torch.arange(n))
+
+    def told(self, index: Tensor) -> Tree:
+        """The conditions of samples of the teacher's own, by their numbers [B]."""
         if self.classes is not None:
-            return torch.arange(n) % self.classes
+            return index % self.classes
         if not self.takes_prompts:
             return None
-        return self._inputs(rows(self.prompts.rows, torch.arange(n) % len(self.prompts.texts)))
+        return self._inputs(rows(self.prompts.rows, index % len(self.prompts.texts)))
 
     @cached_property
     def _reference(self) -> Tensor:
-        return self.own("reference", 2 * self.judged)[0]
+        return self.own("reference", 2 * self.judged)
 
-    def own(self, name: str, n: int) -> tuple[Tensor, Tree]:
-        """n samples of the teacher's own by the noise of this name, and their conditions."""
-        noise, cond = Rng((self.name, name)).normal(n, *self.shape, dtype=torch.float32), self.spread(n)
-        parts = [slice(i, i + BATCH) for i in range(0, n, BATCH)]
-        return torch.cat([self.teacher_sample(noise[part], rows(cond, part)) for part in parts]), cond
+    def own(self, name: str, n: int) -> Tensor:
+        """n samples of the teacher's own by the noise of this name, whose conditions `told` knows."""
+        noise, parts = Rng((self.name, name)).normal(n, *self.shape, dtype=torch.float32), torch.arange(n).split(BATCH)
+        if next(self.network_read.parameters()).is_meta:  # only shapes are asked for
+            return noise
+        return torch.cat([self.teacher_sample(noise[part], self.told(part)) for part in parts])
 
     def reference(self) -> Tensor:
         return self._reference
 
     def asked_by(self, recipe: Any) -> None:
         """Its samples are those of the teacher under the guidance that a recipe has on it."""
-        found = [value for path, value in settings(recipe).items() if path.rpartition(".")[2] == "guidance"]
+        paths = ((path.split("."), value) for path, value in settings(recipe).items())
+        found = [value for path, value in paths if path[-1] == "guidance" and not OTHERS & set(path)]
         self.guidance = next((value for value in found if isinstance(value, Guidance)), None)
         if self.guidance and not self.takes_prompts and not self.network_read.null:
             need, got = "a network that knows what no condition is", f"{self.name}, which does not"
             raise Incompatible("guidance", need=need, got=got, fit="guidance None")
 
-    @torch.no_grad()
-    def teacher_sample(self, noise: Tensor, cond: Tree) -> Tensor:
-        teacher = self.guidance(self.teacher) if self.guidance else self.teacher
-        return sample(heun(teacher, noise, self.times.grid(self.steps, teacher.process), cond))
+    @property
+    def asked(self) -> Denoiser:
+        return self.guidance(self.teacher) if self.guidance else self.teacher
 
     @property
     def guidable(self) -> bool:
@@ -148,15 +153,25 @@ class Pipeline(Generative):
 
     def features(self, x: Tensor) -> Tensor:
         """Of latents, what they decode to, shrunk to at most 16 × 16; else the images themselves."""
+        return self._reference_features if x is self.__dict__.get("_reference") else self._features(x)
+
+    @cached_property
+    def _reference_features(self) -> Tensor:
+        return self._features(self._reference)
+
+    def _features(self, x: Tensor) -> Tensor:
         if not self.latents.there:
             return x.flatten(1)
-        return torch.cat([_shrunk(part).flatten(1) for part in self.latents.decode(x)])
+        return torch.cat([_shrunk(part).flatten(1) for part in self._decoded(x)])
+
+    def _decoded(self, x: Tensor) -> Iterator[Tensor]:
+        yield from (part.to(x.device) for part in self.latents.decode(x.to(home_of(self.network_read))))
 
     def agrees(self, x: Tensor, cond: Tree) -> Tensor:
         return torch.ones(len(x), dtype=torch.bool)
 
     def show(self, axes: "Axes", x: Tensor, cond: Tree) -> None:
-        x = torch.cat([*self.latents.decode(x)]) if self.latents.there else x
+        x = torch.cat([*self._decoded(x)]) if self.latents.there else x
         tiles = F.pad(x, (1, 1, 1, 1), value=-1)
         tiles = torch.cat([tiles, tiles.new_full((-len(tiles) % 10, *tiles.shape[1:]), -1.0)]).unflatten(0, (-1, 10))
         picture = (tiles.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2) / 2 + 0.5).clamp(0, 1)
@@ -167,6 +182,9 @@ class Pipeline(Generative):
         if self.takes_prompts and self._known is None:
             self.prompts.write(folder / "prompts")
 
+
+OTHERS = {"fake", "noise", "null", "critic"}
+"""Parts of objectives whose guidance is not the teacher's."""
 
 BATCH = 64
 """So many samples of the teacher's at once."""
@@ -181,12 +199,12 @@ class Own(Source):
         self.fields = frozenset({"x", "cond"} if told else {"x"})
 
     @cached_property
-    def _made(self) -> Dataset:
-        x, cond = self.problem.own("data", 4 * self.problem.judged)
-        return Dataset(x=x) if cond is None else Dataset(x=x, cond=cond)
+    def _made(self) -> Tensor:
+        return self.problem.own("data", 4 * type(self.problem).judged)
 
     def take(self, n: int, rng: Rng) -> Batch:
-        return self._made.take(n, rng)
+        index = rng.integers(n, len(self._made)).to(self._made.device)
+        return moved({"x": self._made[index], "cond": self.problem.told(index)}, rng.device)
 
     def only(self, fields: Collection[str]) -> Source:
         if "x" in fields:

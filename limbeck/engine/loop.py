@@ -16,13 +16,16 @@ from limbeck.engine.memory import Memory
 from limbeck.engine.objective import Loss, Objective, Term
 from limbeck.engine.optim import EMA, Optim, gradient_norm
 from limbeck.engine.ranks import any_of, as_the_first, summed
-from limbeck.engine.roles import Cast, Role, load_module, own_state
+from limbeck.engine.roles import Cast, Role, load_module, own_state, same_base
 from limbeck.engine.schedule import value_at
 from limbeck.engine.shards import explained, filled, gathered, hollow, part_of, spread
 from limbeck.engine.student import Grows
 from limbeck.engine.tick import Place, Tick, put_buffers
 from limbeck.errors import BadSetting, Diverged, Incompatible, in_range
 from limbeck.rng import Rng
+
+BASE = "lent by"
+"""What a result that has borrowed says of the lender; no parameter is called so."""
 
 PATIENCE = 10
 """So many updates in a row may have a non-finite loss or gradient before a run ends."""
@@ -193,13 +196,16 @@ class Run:
         """That result in one piece; of shards a copy, which all processes make together."""
         return filled(self._empty[name], self.result(name)) if name in self._empty else self.result(name)
 
-    def result_state(self, student: nn.Module) -> dict[str, Tensor]:
-        """What is to be kept of the student in one piece: all but what a teacher lent it."""
-        return own_state(student, self.cast.roles["student"].lent)
+    def result_state(self, student: nn.Module) -> dict[str, Any]:
+        """What is to be kept of the student in one piece: all but what a teacher lent it, and what tells that."""
+        role = self.cast.roles["student"]
+        return {**own_state(student, role.lent), **({BASE: role.base} if role.lent else {})}
 
-    def load_result(self, state: Mapping[str, Tensor]) -> nn.Module:
+    def load_result(self, state: Mapping[str, Any]) -> nn.Module:
         """The student of a run built anew, with what `result_state` gave."""
-        load_module(self.student, state, self.cast.roles["student"].lent)
+        role = self.cast.roles["student"]
+        same_base(role, state.get(BASE))
+        load_module(self.student, {name: x for name, x in state.items() if name != BASE}, role.lent)
         return self.student
 
     @property

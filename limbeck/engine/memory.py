@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """How a network of a run lies in memory.
+    """How a network of a run lies in memory; it is changed itself, not a copy, and a teacher stays so after the run.
 
     Args:
         frozen: what parameters are kept in that nobody trains, and what the network then computes in; None leaves them.
@@ -39,8 +39,10 @@ class Memory:
         Raises:
             Incompatible: no such blocks; see `checkpointed`.
         """
-        if self.again:
-            checkpointed(module, *(name for name in self.again if name != "auto"))
+        if names := [name for name in self.again if name != "auto"]:
+            checkpointed(module, *names)
+        if "auto" in self.again and (len(self.again) == 1 or chooses(module)):
+            checkpointed(module)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.frozen or "")
         for p in module.parameters():
             if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
@@ -48,10 +50,12 @@ class Memory:
             elif dtype and not p.requires_grad and p.is_floating_point():
                 p.data = p.data.to(dtype)
         for root in called(module):
-            _forget(root)  # a copy brings the precision of what it is a copy of
-            if dtype:
-                root.register_forward_pre_hook(_Enter(dtype))
-                root.register_forward_hook(_Leave(), always_call=True)
+            root.__class__ = _within(getattr(type(root), "plain", type(root)), dtype)
+
+
+def chooses(module: nn.Module) -> list[nn.Module]:
+    """The networks in a module that know which of their blocks to compute again."""
+    return [part for part in module.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
 
 
 def called(module: nn.Module) -> list[nn.Module]:
@@ -61,30 +65,17 @@ def called(module: nn.Module) -> list[nn.Module]:
     return [root for child in module.children() for root in called(child)]
 
 
-class _Enter:
-    """A hook that begins a precision."""
+@cache
+def _within(kind: type[nn.Module], dtype: torch.dtype | None) -> type[nn.Module]:
+    """A kind of module that computes in a precision, and is this kind in all else."""
+    if dtype is None:
+        return kind
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def forward(self: nn.Module, *args: Any, **inputs: Any) -> Any:
+        with torch.autocast(next(self.parameters()).device.type, dtype):
+            return kind.forward(self, *args, **inputs)
 
-    def __call__(self, module: nn.Module, args: object) -> None:
-        context = torch.autocast(next(module.parameters()).device.type, self.dtype)
-        context.__enter__()
-        vars(module).setdefault("_precisions", []).append(context)
-
-
-class _Leave:
-    """A hook that ends it."""
-
-    def __call__(self, module: nn.Module, args: object, out: object) -> None:
-        vars(module)["_precisions"].pop().__exit__(None, None, None)
-
-
-def _forget(module: nn.Module) -> None:
-    for name in ("_forward_pre_hooks", "_forward_hooks"):
-        each: dict[int, Any] = vars(module)[name]
-        for key in [key for key, hook in each.items() if isinstance(hook, _Enter | _Leave)]:
-            del each[key]
+    return type(kind.__name__, (kind,), {"forward": forward, "plain": kind, "__module__": kind.__module__})
 
 
 def checkpointed(module: M, *blocks: str) -> M:
@@ -107,8 +98,7 @@ def checkpointed(module: M, *blocks: str) -> M:
     (['0.weight', '0.bias'], True)
     """
     if not blocks:
-        own = [part for part in module.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
-        if not own:
+        if not (own := chooses(module)):
             need, got = "a network of diffusers that can, or names of blocks", f"a {type(module).__name__} alone"
             raise Incompatible("checkpointed", need=need, got=got, fit='checkpointed(module, "net.blocks.*")')
         for part in own:

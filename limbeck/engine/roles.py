@@ -1,16 +1,18 @@
 """Who takes part: teachers that know, students and critics that learn, targets that follow."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
-from limbeck.engine.memory import Memory
+from limbeck.engine.memory import Memory, chooses
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.shards import as_lies, is_shard, part_of
 from limbeck.engine.student import Grows, Rows, Student
@@ -33,6 +35,7 @@ class Role:
     def __init__(self, name: str, module: nn.Module, optim: Optim, spec: object = None, lent: Collection[str] = ()):
         self.name, self.module, self.optim, self.spec, self.lent = name, module, optim, spec, lent
         self.names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
+        self.base = fingerprint_of(module, lent)
         self.steps = 0
         self.learns = True
         self.params: dict[str, nn.Parameter] = {}
@@ -84,10 +87,12 @@ class Role:
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, moments by parameter name, and the number of steps."""
         moments = {name: dict(self.optimizer.state.get(p, {})) for name, p in self.params.items()}
-        return {"module": own_state(self.module, self.lent), "moments": moments, "steps": self.steps}
+        state = {"module": own_state(self.module, self.lent), "moments": moments, "steps": self.steps}
+        return {**state, "base": self.base} if self.lent else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, into objects built anew; every name must match."""
+        same_base(self, state.get("base"))
         load_module(self.module, state["module"], self.lent)
         self.bind()
         self._load_moments(state["moments"])
@@ -285,7 +290,7 @@ class Cast:
             need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
         if self._memory:
-            self._memory_of(name).put(module)
+            self._memory_for(name, module).put(module)
         optim = self._optim.get(name) or self._optim.get("default") or Adam()
         role = Role(name, module.train(), optim, spec, lent_by(self.teachers.values(), module))
         for other in self.roles.values():
@@ -301,6 +306,16 @@ class Cast:
 
     def _memory_of(self, name: str) -> Memory:
         return self._memory.get(name) or self._memory.get("default") or Memory()
+
+    def _memory_for(self, name: str, module: nn.Module) -> Memory:
+        """That of a role: in the precision of what it is lent, and what nobody named does what it can."""
+        memory = self._memory_of(name)
+        lent, own = lent_by(self.teachers.values(), module), dict(module.named_parameters())
+        half: dict[torch.dtype, Literal["bf16", "fp16"]] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        kinds = [half[own[key].dtype] for key in lent if key in own and own[key].dtype in half]
+        if name not in self._memory and "auto" in memory.again and not chooses(module):
+            memory = replace(memory, again=tuple(block for block in memory.again if block != "auto"))
+        return replace(memory, frozen=kinds[0]) if kinds and memory.frozen is None else memory
 
     def target(self, of: str, ema: EMA) -> nn.Module:
         """The moving average of a role; with decay 0 the role's own module, to be used without gradients."""
@@ -396,6 +411,22 @@ def lent_by(teachers: Iterable[nn.Module], module: nn.Module) -> frozenset[str]:
     """The names of a module's parameters that are teachers' own, as in `low_rank`."""
     base = {id(p) for teacher in teachers for p in teacher.parameters()}
     return frozenset(name for name, p in module.named_parameters(remove_duplicate=False) if id(p) in base)
+
+
+def fingerprint_of(module: nn.Module, lent: Collection[str]) -> str | None:
+    """What tells the weights that a module was lent from others: sums of their bits."""
+    if not lent:
+        return None
+    values = [x.detach() for name, x in module.state_dict().items() if name in lent]
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = ["" if x.is_meta else str(x.contiguous().view(kinds[x.element_size()]).sum().item()) for x in values]
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16]
+
+
+def same_base(role: Role, base: object) -> None:
+    """Raises KeyError unless a state was made on the weights that the role is lent."""
+    if base != role.base:
+        raise KeyError(f"adapters on other weights than those that {role.name!r} is lent")
 
 
 def own_state(module: nn.Module, lent: Collection[str]) -> dict[str, Tensor]:

@@ -156,12 +156,11 @@ def _no_view(module: nn.Module, args: object, out: Any) -> Any:
     return out.clone() if isinstance(out, Tensor) and out._base is not None and out.requires_grad else out
 
 
-def before_backward(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """A tensor inside these modules, from which a backward pass may begin: their shards are gathered first."""
+def before_backward(modules: Iterable[nn.Module], x: Tensor) -> None:
+    """Has the shards of these modules gathered before a backward pass that begins at x, which is inside of them."""
     for module in modules if x.requires_grad else ():
         if state := getattr(module, "_get_fsdp_state", None):
             x.register_hook(state()._pre_backward)  # what FSDP does where a pass begins at a module's output
-    return x
 
 
 def _differentiated_once(module: nn.Module, args: object, out: Any) -> None:

@@ -31,20 +31,14 @@ class _Box:
 class _Keep:
     """A hook that puts a tensor into an open box; of copies and pickles of its module it is no part."""
 
-    def __init__(
-        self,
-        box: _Box | None = None,
-        name: str = "",
-        when: Literal["before", "after"] = "after",
-        around: tuple[nn.Module, ...] = (),
-    ):
-        self.box, self.name, self.when, self.around = box, name, when, around
+    def __init__(self, box: _Box | None = None, name: str = "", when: Literal["before", "after"] = "after"):
+        self.box, self.name, self.when = box, name, when
 
     def __call__(self, module: nn.Module, args: Any, more: Any) -> None:
         # closed while checkpointing computes again
         if self.box is not None and self.box.open:
             found = first_tensor((args, more) if self.when == "before" else more)
-            self.box.found[self.name] = before_backward(self.around, found)
+            self.box.found[self.name] = found
             self.box.versions[self.name] = None if torch.compiler.is_compiling() else found._version
 
     def __deepcopy__(self, memo: object) -> "_Keep":
@@ -61,13 +55,13 @@ class Taps(Mapping[str, Tensor]):
         self.names, self._box = names, _Box()
         known = {"": module, **submodules(module)}
         self._handles = [self._hook(known, name) for name in names]
+        self._around = {name: tuple(_around(known, name.removesuffix(INPUT))) for name in names}
 
     def _hook(self, known: Mapping[str, nn.Module], name: str) -> Any:
         path = name.removesuffix(INPUT)
-        around = tuple(part for other, part in known.items() if not other or f"{path}.".startswith(f"{other}."))
         if path != name:
-            return known[path].register_forward_pre_hook(_Keep(self._box, name, "before", around), with_kwargs=True)
-        return known[path].register_forward_hook(_Keep(self._box, name, "after", around))
+            return known[path].register_forward_pre_hook(_Keep(self._box, name, "before"), with_kwargs=True)
+        return known[path].register_forward_hook(_Keep(self._box, name))
 
     def __enter__(self) -> Self:
         self._box.found.clear()
@@ -76,6 +70,12 @@ class Taps(Mapping[str, Tensor]):
 
     def __exit__(self, *error: object) -> None:
         self._box.open = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Backward passes may begin at what was found."""
+        for name, found in self._box.found.items():
+            before_backward(self._around[name], found)
 
     def __del__(self) -> None:
         self.remove()
@@ -83,6 +83,7 @@ class Taps(Mapping[str, Tensor]):
     def take(self) -> dict[str, Tensor]:
         """All features of the last pass, which are kept here no longer."""
         taken = dict(self)
+        self._prepare()
         self._box.found.clear()
         return taken
 
@@ -106,6 +107,10 @@ class Taps(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def _around(known: Mapping[str, nn.Module], path: str) -> Iterator[nn.Module]:
+    return (part for other, part in known.items() if not other or f"{path}.".startswith(f"{other}."))
 
 
 def tap(module: nn.Module, *picks: Pick) -> Taps:

@@ -12,7 +12,7 @@ from limbeck.engine.student import Draw, Student
 from limbeck.errors import Incompatible
 from limbeck.evaluate.classification import judge_classifier
 from limbeck.evaluate.metrics import energy_distance, frechet, nearest_distance, prdc
-from limbeck.problems.problem import Classification, Generative, Problem, evaluating, place_of
+from limbeck.problems.problem import Classification, Generative, Problem, evaluating, home_of
 from limbeck.rng import Rng
 from limbeck.students.generator import FewStep
 from limbeck.tree import Tree, moved, rows
@@ -72,7 +72,7 @@ def student_of(student: nn.Module) -> Sampler:
 
     @torch.no_grad()
     def sampler(noise: Tensor, cond: Tree, rng: Rng) -> Draw:
-        there = place_of(student)
+        there = home_of(student)
         if there != rng.device:
             rng, cond = Rng(rng.integer(2**62), device=there), moved(cond, there)
         with evaluating(student):

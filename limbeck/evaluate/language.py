@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.engine.roles import output_of
-from limbeck.problems.problem import PART, Language, evaluating, place_of
+from limbeck.problems.problem import PART, Language, evaluating, home_of
 from limbeck.tree import moved, rows
 
 
@@ -24,7 +24,7 @@ def judge_language(model: nn.Module, problem: Language) -> dict[str, float]:
     x, y = problem.heldout
     sums, count, seconds = torch.zeros(4, dtype=torch.float64), 0, 0.0
     with evaluating(model), evaluating(problem.teacher):
-        there = place_of(model)
+        there = home_of(model)
         output_of(model, moved(rows(x, slice(PART)), there))  # a first pass takes longer
         for i in range(0, len(y), PART):
             part, labels = (moved(rows(tree, slice(i, i + PART)), there) for tree in (x, y))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from limbeck.engine.data import Source
 from limbeck.evaluate import comparison
 from limbeck.evaluate.language import judge_language
-from limbeck.problems.problem import Classification, Language, Problem, place_of
+from limbeck.problems.problem import Classification, Language, Problem, home_of
 from limbeck.tree import moved
 
 
@@ -37,7 +37,7 @@ class _Plain(Classification):
 
     def __init__(self, of: Classification):
         self.of, self.name, self.classes = of, of.name, of.classes
-        self.train, self.heldout = of.train, moved(of.heldout, place_of(of.teacher))
+        self.train, self.heldout = of.train, moved(of.heldout, home_of(of.teacher))
         self._teacher = Logits(of.teacher)
 
     @property

@@ -113,8 +113,14 @@ class Generative(Problem):
     @torch.no_grad()
     def teacher_sample(self, noise: Tensor, cond: Tree) -> Tensor:
         """The teacher's own samples by its full sampler, [B, …], where the noise is."""
-        there, grid = place_of(self.teacher), self.times.grid(self.steps, self.teacher.process)
-        return sample(heun(self.teacher, noise.to(there), grid, moved(cond, there))).to(noise.device)
+        teacher, there = self.asked, home_of(self.teacher)
+        grid = self.times.grid(self.steps, teacher.process)
+        return sample(heun(teacher, noise.to(there), grid, moved(cond, there))).to(noise.device)
+
+    @property
+    def asked(self) -> Denoiser:
+        """The teacher as it is asked for samples of its own."""
+        return self.teacher
 
     shown: int = 100
     """How many samples a picture has."""
@@ -184,7 +190,7 @@ class Language(Classification):
         return right[y >= 0].double().mean().item()
 
 
-def place_of(module: nn.Module) -> torch.device:
+def home_of(module: nn.Module) -> torch.device:
     """The device that a module is on."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -191,7 +192,7 @@ def _fits(name: str, target: str) -> bool:
 def merged(module: M) -> M:
     """A copy of a module in which adapters have become part of plain weights, W + (scale/rank)·B·A.
 
-    What had no adapters is shared with the module.
+    What had no adapters is shared with the module. Weights keep their dtype, so that in half small adapters are lost.
 
     >>> net = low_rank(nn.Sequential(nn.Linear(3, 2)).requires_grad_(False), 1)
     >>> x = torch.ones(1, 3)
@@ -207,6 +208,16 @@ def merged(module: M) -> M:
 
 
 @torch.no_grad()
+def add_adapters(module: nn.Module, adapted: nn.Module) -> None:
+    """Adds the adapters of a network to the plain weights of another one of its kind, in the precision of those."""
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, LowRank):
+            plain = module.get_submodule(re.sub(r"(\.base)+$", "", name))
+            assert isinstance(plain, nn.Linear | nn.Conv2d)
+            plain.weight += layer.delta().to(plain.weight)
+
+
+@torch.no_grad()
 def _folded(layer: LowRank) -> Layer:
     base = _folded(layer.base) if isinstance(layer.base, LowRank) else layer.base
     plain, weight = copy.copy(base), base.weight
@@ -216,4 +227,4 @@ def _folded(layer: LowRank) -> Layer:
     return plain
 
 
-__all__ = ["LowRank", "adapted", "check_adapters", "low_rank", "merged"]
+__all__ = ["LowRank", "adapted", "add_adapters", "check_adapters", "low_rank", "merged"]

@@ -53,6 +53,8 @@ def test_what_a_run_leaves(run: Path) -> None:
         "result.json",
         "samples",
         "stages",
+        "tensorboard",
+        "tracker.json",
     ]
     assert set(strict((run / "result.json").read_text())) >= CONTRACT
     assert is_picture(run / "samples" / "final.png") and is_whole(run / "stages" / "tiny")

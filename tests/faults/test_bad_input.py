@@ -29,7 +29,7 @@ UNMADE = next(system.id for system in catalogue.systems() if not system.path.exi
 NAMES = {
     "": "Missing subcommand",
     "distil dmd2 --on mixture2d": "there is no command 'distil'; did you mean distill?",
-    "frobnicate": "there is no command 'frobnicate'; there are systems, show, distill, compare, verify, ",
+    "frobnicate": "there is no command 'frobnicate'; there are systems, show, distill, compare, plan, verify, ",
     "--jsn": "Unrecognized options: --jsn",
     "show dmd3": "there is no system 'dmd3'; did you mean",
     "show": "Missing from limbeck show",

@@ -27,7 +27,7 @@ from tests.faults.processes import (
 
 pytestmark = pytest.mark.xdist_group("faults-processes")
 
-RUN = ("distill", QUICK, "--on", QUICK, "--checkpoint-every", "10", "--out", "run")
+RUN = ("distill", QUICK, "--on", QUICK, "--checkpoint-every", "10", "--track", "none", "--out", "run")
 NEWEST, BEFORE = "00-00000030", "00-00000020"
 
 

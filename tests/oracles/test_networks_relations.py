@@ -169,6 +169,7 @@ def test_gradients_of_distances_are_those_of_their_definition(seed: int, offset:
 
     (mine,), (known,) = (gradient(f, x + offset) for f in (lambda x: (relative_distances(x) * w).sum(), by_hand))
     close(mine, known, 1e-9)
+    assert torch.autograd.gradgradcheck(relative_distances, (x.clone().requires_grad_(),))
 
 
 def test_relations_of_equal_examples_have_finite_gradients() -> None:

@@ -46,9 +46,7 @@ class _Distances(torch.autograd.Function):
         x, apart = ctx.saved_tensors
         weight = grads[0] / apart.masked_fill(apart <= 1e-6, torch.inf)  # of two that are one: 0
         weight = weight + weight.mT
-        centred = x - x.mean(0)
-        pulled = weight @ centred
-        return centred.mul_(weight.sum(1, keepdim=True)).sub_(pulled)
+        return (weight.sum(1).diag() - weight) @ (x - x.mean(0))
 
 
 def angles(x: Tensor) -> Tensor:
