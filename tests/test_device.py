@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck import DMD, GAN, SGD, OneStep, SiD, distill
+from limbeck.bridges import Pipeline
 from limbeck.cli import main
 from limbeck.engine import EMA, Objective
 from limbeck.evaluate.comparison import student_of
@@ -69,8 +70,22 @@ def test_samples_come_back_to_where_the_noise_is() -> None:
     assert draw.x.shape == (2, *problem.shape) and draw.x.device.type == "cpu" and draw.cond.device.type == "cpu"
 
 
+def test_a_pipeline_elsewhere_gives_samples_here(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    net = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4, **blocks
+    )
+    diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    problem = Pipeline(tmp_path)
+    problem.teacher.to(THERE)
+    with Read():
+        x = problem.teacher_sample(torch.zeros(2, *problem.shape), None)
+    assert x.shape == (2, *problem.shape) and x.device.type == "cpu"
+
+
 def test_a_device_that_is_not_here_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    for name in ("cuda:7", "toaster"):
+    for name in ("cuda:7", "toaster", "meta"):
         assert main(["distill", "sid", "--on", "digits", "--device", name, "--out", str(out)]) == 2
         assert f"such as cpu, got {name}" in capsys.readouterr().err and not out.exists()

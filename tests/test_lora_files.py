@@ -24,6 +24,7 @@ from limbeck import (
 )
 from limbeck.bridges import Diffusers, Pipeline, read_lora, read_pipeline, steps_of, write_lora, write_pipeline
 from limbeck.cli import main
+from limbeck.engine import Memory
 from limbeck.errors import BadFile, Incompatible
 from limbeck.rng import Rng, seeded
 from limbeck.teachers.lora import LowRank
@@ -109,6 +110,22 @@ def test_a_student_with_adapters_leaves_as_a_plain_pipeline(folder: Path, tmp_pa
     net = loaded(tmp_path / "out").unet
     assert net.state_dict().keys() == loaded(folder).unet.state_dict().keys()
     torch.testing.assert_close(theirs(net), theirs(student.denoiser.net), rtol=1e-5, atol=1e-5)
+
+
+def test_small_adapters_on_a_base_in_half_leave_whole(folder: Path, tmp_path: Path) -> None:
+    """They are added to the weights of the folder: in bf16 they would be lost, and the teacher would leave."""
+    student = learned(read_pipeline(folder))
+    layers = {name: part for name, part in student.denoiser.net.named_modules() if isinstance(part, LowRank)}
+    for layer in layers.values():
+        layer.up.data *= 1e-3
+    Memory(frozen="bf16").put(student)
+    write_pipeline(student, tmp_path / "out", like=folder)
+    made, base = (loaded(path).unet for path in (tmp_path / "out", folder))
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
+    for name, layer in layers.items():
+        gap = made.get_submodule(name).weight - base.get_submodule(name).weight
+        torch.testing.assert_close(gap, layer.delta(), rtol=1e-2, atol=1e-6)
+        assert layer.delta().abs().max() > 1e-5
 
 
 def test_transformers_of_diffusers(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def exchanged(exchange: Callable[[], T]) -> T:
     try:
         return exchange()
     except RuntimeError as error:
+        if "out of memory" in str(error):  # of this process
+            raise
         raise Failed(GONE) from error
 
 
