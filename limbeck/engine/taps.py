@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.ranks import several
 from limbeck.engine.shards import before_backward
 from limbeck.errors import Incompatible
 
@@ -73,7 +74,9 @@ class Taps(Mapping[str, Tensor]):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Backward passes may begin at what was found."""
+        """Backward passes may begin at what was found, where it lies in shards."""
+        if not several():
+            return
         for name, found in self._box.found.items():
             before_backward(self._around[name], found)
 
