@@ -25,12 +25,13 @@ import sys
 from collections.abc import Callable
 
 import torch
-from _paired import peak, seconds
+from _paired import seconds
 from torch import Tensor
 
 from limbeck import DMD, GAN, Adam, Critic, Drawn, Fake, OneStep, checkpointed, distill, low_rank
 from limbeck.bridges import Clock, Diffusers
 from limbeck.diffusion import Karras, RectifiedFlow
+from limbeck.evaluate.memory import peak
 from limbeck.rng import Rng, seeded
 
 RANK, TARGETS, TARGET = 16, ("to_q", "to_k", "to_v", "to_out.0"), 1.2
