@@ -220,7 +220,7 @@ class Export:
     to: Annotated[Format, arg(help="onnx; diffusers, lora and transformers for their models")] = "safetensors"
 
     def run(self) -> int:
-        from limbeck.commands import export
+        from limbeck.export.command import export
 
         return export(self.folder, self.out, self.to)
 

@@ -23,23 +23,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import catalogue, loading
-from limbeck.bridges import Images, Pipeline, Texts, write_lora, write_model, write_pipeline
-from limbeck.engine import Dataset
-from limbeck.engine.checkpoint import flatten, new_folder, write_folder, writing
+from limbeck.engine.checkpoint import flatten, writing
 from limbeck.engine.loop import Step
 from limbeck.engine.ranks import leads, meet, together
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session, run_recipe
 from limbeck.engine.settings import settings as settings_of
-from limbeck.errors import BadFile, BadSetting, Diverged, Failed, Incompatible, LimbeckError
+from limbeck.errors import BadFile, BadSetting, Diverged, Failed, LimbeckError
 from limbeck.evaluate import comparison
 from limbeck.evaluate.cost import attempt
 from limbeck.evaluate.models import figures_of
 from limbeck.evaluate.picture import moments, picture, side_by_side
 from limbeck.evaluate.report import About, beside, number, reporting, write_report
-from limbeck.export import to_onnx
-from limbeck.problems.problem import Classification, Generative, Problem
-from limbeck.students import FewStep
+from limbeck.problems.problem import Generative, Problem
 from limbeck.trackers import Name, Tracking, choose, tracking
 
 console = Console(highlight=False, markup=False)
@@ -404,63 +400,3 @@ def evaluate(folder: Path, n: int, seed: int, as_json: bool) -> int:
     figures = figures_of(session.student, session.problem, n=n, seed=seed)
     print(to_json(figures)) if as_json else _print_figures(figures)
     return 0
-
-
-def export(folder: Path, out: Path, to: str = "safetensors") -> int:
-    """Writes a run's student as safetensors or ONNX, with a description of what it is, or as diffusers reads it."""
-    session = loading.load_run(folder)
-    if out.exists():
-        raise BadFile(f"{out} exists; choose another --out.")
-    description = (folder / "recipe.json").read_bytes()
-    try:
-        if to == "onnx":
-            gap = _export_onnx(session, out, description)
-            say(f"exported: {out}, within {gap:.1e} of the network in onnxruntime")
-            return 0
-        if to == "diffusers":
-            how = _export_pipeline(session, out)
-            say(f"exported: {out}, for DiffusionPipeline.from_pretrained, called with {how}")
-            return 0
-        if to == "lora":
-            _export_pipeline(session, out, write_lora)
-            say(f"exported: {out}, for load_lora_weights, with the scheduler that goes with it")
-            return 0
-        if to == "transformers":
-            _export_model(session, out)
-            say(f"exported: {out}, for from_pretrained of transformers")
-            return 0
-        write_folder(out, {"recipe.json": description}, state=session.student.state_dict())
-    except Failed as error:
-        raise BadFile(str(error)) from error
-    say(f"exported: {out}")
-    return 0
-
-
-def _export_pipeline(session: Session, out: Path, write: Callable[..., None] = write_pipeline) -> str:
-    """Writes a generator of few steps as a pipeline, or what is added to one; returns what that is called with."""
-    problem, student = session.problem, session.student
-    if not isinstance(problem, Pipeline) or not isinstance(student, FewStep):
-        need, got = "a generator made on a pipeline's folder", f"a {type(student).__name__} on {problem.name}"
-        raise Incompatible("export of a pipeline", need=need, got=got, fit="--to safetensors")
-    write(student, out, like=problem.folder)
-    return f"num_inference_steps={len(student.ratios)}" + ", guidance_scale=1" * problem.guidable
-
-
-def _export_model(session: Session, out: Path) -> None:
-    """Writes a model of transformers as a folder."""
-    problem = session.problem
-    if not isinstance(problem, Texts | Images):
-        need, got = "a model made on the folder of one", f"a {type(session.student).__name__} on {problem.name}"
-        raise Incompatible("export to transformers", need=need, got=got, fit="--to safetensors")
-    write_model(session.student, out, like=problem.folder)
-
-
-def _export_onnx(session: Session, out: Path, description: bytes) -> float:
-    """Writes a classifier; returns how far the file's outputs are from its own."""
-    problem = session.problem
-    if not isinstance(problem, Classification):
-        got = f"a {type(session.student).__name__} on {problem.name}"
-        raise Incompatible("ONNX export", need="a run that made a classifier", got=got, fit="--to safetensors")
-    with new_folder(out) as partial:
-        (partial / "recipe.json").write_bytes(description)
-        return to_onnx(session.student, Dataset(x=problem.heldout[0]), partial / "model.onnx")

@@ -286,7 +286,7 @@ def tracking(
         again = str(known.get("run", "")) if known.get("track") == name else ""
         try:
             tracked.tracker = _begin(name, session.folder, settings, again, tracked.i)
-        except Exception as error:  # the same
+        except Exception as error:  # a server or disk, in whatever words the other library has for it
             text = f"--track {name} cannot begin: {type(error).__name__}: {' '.join(str(error).split())}."
             if name != "tensorboard":
                 raise Failed(text) from error

@@ -20,7 +20,10 @@ from limbeck.rng import Rng, seeded
 from limbeck.students import FewStep
 
 diffusers = pytest.importorskip("diffusers")
+
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: E402
+
+from tests.tiny import flux_transformer  # noqa: E402, for what is optional has to be there
 
 SMALL = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 FORMS = ("epsilon", "v_prediction", "sample")
@@ -228,18 +231,7 @@ def styles() -> dict[str, tuple[Any, dict[str, Any], int]]:
 @pytest.mark.parametrize("guided", [False, True])
 def test_packed_latents_with_places(guided: bool) -> None:
     with seeded("flux"):
-        net = diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-            axes_dims_rope=(2, 2, 4),
-            guidance_embeds=guided,
-        ).eval()
+        net = flux_transformer(guidance_embeds=guided).eval()
     text, clock = Rng(("text",)).normal(3, 5, 16), Clock(RectifiedFlow(), "flow", scale=1000.0)
     cond = {"encoder_hidden_states": text, "pooled_projections": text[:, 0]}
     x_t, t = Rng(0).normal(3, 4, 6, 8), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)

@@ -51,9 +51,8 @@ class Model:
 
     def conditions(self, n: int) -> dict[str, Tree]:
         """Random conditions of n examples, on the processor."""
-        draw: Callable[[Any], Tensor] = lambda shape: torch.randn(n, *shape)  # noqa: E731
         with seeded(self.kind, "conditions"):
-            return _each(self.inputs, draw)
+            return _each(self.inputs, lambda shape: torch.randn(n, *shape))
 
 
 def _each(tree: dict[str, Any], make: Callable[[Any], Tensor]) -> dict[str, Any]:

@@ -41,12 +41,8 @@ def write_lora(student: FewStep, folder: str | Path, like: str | Path) -> None:
     """
     layers, index, place = _adapters(student), index_of(like), place_of(like)
     if not hasattr(kind_of(index["_class_name"]), "load_lora_weights"):
-        need, got, fit = (
-            "a pipeline that loads adapters",
-            f"a {index['_class_name']}",
-            "--to diffusers, which merges them,",
-        )
-        raise Incompatible("export to lora", need=need, got=got, fit=fit)
+        got, fit = f"a {index['_class_name']}", "--to diffusers, which merges them,"
+        raise Incompatible("export to lora", need="a pipeline that loads adapters", got=got, fit=fit)
     scheduler, tensors = scheduler_of(student, read_part(like, "scheduler")), dict[str, Tensor]()
     for name, layer in layers.items():
         for factor, kept in (("A", layer.down), ("B", layer.up)):
@@ -124,8 +120,8 @@ def _fill(layer: LowRank, down: Tensor, up: Tensor, where: str) -> None:
 def _read(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
     """Factors (A, B) by the name of their layer, and what the file says of them."""
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call], for it has no types
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, for it has no iterator
             said = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
     except FileNotFoundError:
         raise BadFile(f"{path} does not exist.") from None

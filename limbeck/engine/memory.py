@@ -8,10 +8,13 @@ import torch
 from torch import is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
+from limbeck.engine.shards import called
 from limbeck.engine.taps import find, submodules
 from limbeck.errors import Incompatible
 
 M = TypeVar("M", bound=nn.Module)
+Half = Literal["bf16", "fp16"]
+HALF: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Memory:
     ([torch.bfloat16, torch.float32], torch.bfloat16)
     """
 
-    frozen: Literal["bf16", "fp16"] | None = None
+    frozen: Half | None = None
     again: tuple[str, ...] = ()
 
     def put(self, module: nn.Module) -> None:
@@ -39,18 +42,20 @@ class Memory:
         Raises:
             Incompatible: no such blocks; see `checkpointed`.
         """
+        for root in called(module):  # a copy brings the precision of what it is a copy of
+            root.__class__ = getattr(type(root), "plain", type(root))
         if names := [name for name in self.again if name != "auto"]:
             checkpointed(module, *names)
-        if "auto" in self.again and (len(self.again) == 1 or chooses(module)):
+        if "auto" in self.again:
             checkpointed(module)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.frozen or "")
+        dtype = HALF.get(self.frozen or "")
         for p in module.parameters():
-            if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+            if p.requires_grad and p.dtype in HALF.values():
                 p.data = p.data.float()
             elif dtype and not p.requires_grad and p.is_floating_point():
                 p.data = p.data.to(dtype)
-        for root in called(module):
-            root.__class__ = _within(getattr(type(root), "plain", type(root)), dtype)
+        for root in called(module) if dtype else ():
+            root.__class__ = _within(type(root), dtype)
 
 
 def chooses(module: nn.Module) -> list[nn.Module]:
@@ -58,18 +63,9 @@ def chooses(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
 
 
-def called(module: nn.Module) -> list[nn.Module]:
-    """The outermost modules that are called as a whole."""
-    if type(module).forward is not nn.Module.forward:
-        return [module]
-    return [root for child in module.children() for root in called(child)]
-
-
 @cache
-def _within(kind: type[nn.Module], dtype: torch.dtype | None) -> type[nn.Module]:
+def _within(kind: type[nn.Module], dtype: torch.dtype) -> type[nn.Module]:
     """A kind of module that computes in a precision, and is this kind in all else."""
-    if dtype is None:
-        return kind
 
     def forward(self: nn.Module, *args: Any, **inputs: Any) -> Any:
         with torch.autocast(next(self.parameters()).device.type, dtype):
@@ -102,7 +98,7 @@ def checkpointed(module: M, *blocks: str) -> M:
             need, got = "a network of diffusers that can, or names of blocks", f"a {type(module).__name__} alone"
             raise Incompatible("checkpointed", need=need, got=got, fit='checkpointed(module, "net.blocks.*")')
         for part in own:
-            part.enable_gradient_checkpointing()  # type: ignore[operator]
+            part.enable_gradient_checkpointing()  # type: ignore[operator], which they all have
     known = submodules(module)
     for name in find(module, *blocks):
         if name not in known:
@@ -128,4 +124,4 @@ def _again(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, "again": True, "__module__": kind.__module__})
 
 
-__all__ = ["Memory", "called", "checkpointed"]
+__all__ = ["HALF", "Half", "Memory", "checkpointed", "chooses"]

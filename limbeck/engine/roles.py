@@ -1,21 +1,21 @@
 """Who takes part: teachers that know, students and critics that learn, targets that follow."""
 
 import copy
-import hashlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
-from limbeck.engine.memory import Memory, chooses
+from limbeck.engine.memory import HALF, Half, Memory, chooses
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.shards import as_lies, is_shard, part_of
-from limbeck.engine.student import Grows, Rows, Student
+from limbeck.engine.states import fingerprint_of, lent_by, load_module, own_state
+from limbeck.engine.student import Rows, Student
 from limbeck.engine.taps import Pick, Taps, find, first_tensor
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.rng import seeded
@@ -92,11 +92,16 @@ class Role:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, into objects built anew; every name must match."""
-        same_base(self, state.get("base"))
+        self.check_base(state.get("base"))
         load_module(self.module, state["module"], self.lent)
         self.bind()
         self._load_moments(state["moments"])
         self.steps = int(state["steps"])
+
+    def check_base(self, base: object) -> None:
+        """Raises KeyError unless a state was made on the weights that this role is lent."""
+        if base != self.base:
+            raise KeyError(f"adapters on other weights than those that {self.name!r} is lent")
 
 
 class Target:
@@ -289,10 +294,11 @@ class Cast:
         if not any(p.requires_grad for p in module.parameters()):
             need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
+        lent = lent_by(self.teachers.values(), module)
         if self._memory:
-            self._memory_for(name, module).put(module)
+            self._memory_for(name, module, lent).put(module)
         optim = self._optim.get(name) or self._optim.get("default") or Adam()
-        role = Role(name, module.train(), optim, spec, lent_by(self.teachers.values(), module))
+        role = Role(name, module.train(), optim, spec, lent)
         for other in self.roles.values():
             if shared := {id(p) for p in role.params.values()} & {id(p) for p in other.params.values()}:
                 raise Incompatible(
@@ -307,15 +313,13 @@ class Cast:
     def _memory_of(self, name: str) -> Memory:
         return self._memory.get(name) or self._memory.get("default") or Memory()
 
-    def _memory_for(self, name: str, module: nn.Module) -> Memory:
+    def _memory_for(self, name: str, module: nn.Module, lent: Collection[str]) -> Memory:
         """That of a role: in the precision of what it is lent, and what nobody named does what it can."""
-        memory = self._memory_of(name)
-        lent, own = lent_by(self.teachers.values(), module), dict(module.named_parameters())
-        half: dict[torch.dtype, Literal["bf16", "fp16"]] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-        kinds = [half[own[key].dtype] for key in lent if key in own and own[key].dtype in half]
-        if name not in self._memory and "auto" in memory.again and not chooses(module):
+        memory, dtypes = self._memory_of(name), {x.dtype for key, x in module.named_parameters() if key in lent}
+        if name not in self._memory and not chooses(module):
             memory = replace(memory, again=tuple(block for block in memory.again if block != "auto"))
-        return replace(memory, frozen=kinds[0]) if kinds and memory.frozen is None else memory
+        known: list[Half] = [half for half in get_args(Half) if HALF[half] in dtypes]
+        return replace(memory, frozen=memory.frozen or known[0]) if known else memory
 
     def target(self, of: str, ema: EMA) -> nn.Module:
         """The moving average of a role; with decay 0 the role's own module, to be used without gradients."""
@@ -405,48 +409,6 @@ def _turned(roles: list[Role]) -> Generator[None]:
 
 def _a(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
-
-
-def lent_by(teachers: Iterable[nn.Module], module: nn.Module) -> frozenset[str]:
-    """The names of a module's parameters that are teachers' own, as in `low_rank`."""
-    base = {id(p) for teacher in teachers for p in teacher.parameters()}
-    return frozenset(name for name, p in module.named_parameters(remove_duplicate=False) if id(p) in base)
-
-
-def fingerprint_of(module: nn.Module, lent: Collection[str]) -> str | None:
-    """What tells the weights that a module was lent from others: sums of their bits."""
-    if not lent:
-        return None
-    values = [x.detach() for name, x in module.state_dict().items() if name in lent]
-    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = ["" if x.is_meta else str(x.contiguous().view(kinds[x.element_size()]).sum().item()) for x in values]
-    return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16]
-
-
-def same_base(role: Role, base: object) -> None:
-    """Raises KeyError unless a state was made on the weights that the role is lent."""
-    if base != role.base:
-        raise KeyError(f"adapters on other weights than those that {role.name!r} is lent")
-
-
-def own_state(module: nn.Module, lent: Collection[str]) -> dict[str, Tensor]:
-    """A module's state without what it was lent."""
-    return {name: value for name, value in module.state_dict().items() if name not in lent}
-
-
-def load_module(module: nn.Module, state: Mapping[str, Tensor], lent: Collection[str] = ()) -> None:
-    """Loads a state whose every name matches, without what was lent; a growing student takes the saved shapes first.
-
-    Raises:
-        KeyError, RuntimeError: other names or shapes.
-    """
-    if isinstance(module, Grows):
-        module.resize({name: state[name].shape for name, _ in module.named_parameters()})
-    if more := set(lent) & set(state):
-        raise KeyError(f"{min(more)} is lent by a teacher")
-    own = module.state_dict()
-    state = {name: as_lies(x, own[name]) if name in own else x for name, x in state.items()}
-    module.load_state_dict({**state, **{name: own[name] for name in lent}})
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:

@@ -52,7 +52,7 @@ def spread(cast: "Cast") -> Callable[[], None]:
     trees = [*dict.fromkeys([*cast.teachers.values(), *(one.module for one in learners)])]
     trees = [tree for tree in trees if not any(isinstance(part, FSDPModule) for part in tree.modules())]
     shared, joint = _joined(trees)
-    called = set[Any]()
+    passed = set[Any]()
     for root in dict.fromkeys(root for tree in trees for root in _roots(tree, shared, joint)):
         ignored = {p for p in root.parameters() if p.dim() == 0 or not p.is_contiguous()}
         mesh = init_device_mesh(next(root.parameters()).device.type, (dist.get_world_size(),))
@@ -62,13 +62,13 @@ def spread(cast: "Cast") -> Callable[[], None]:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
             unit.register_forward_pre_hook(_own_parameters, prepend=True)
             unit.register_forward_hook(_differentiated_once)
-        root.register_forward_hook(lambda module, *_: called.add(module))
+        root.register_forward_hook(lambda module, *_: passed.add(module))
     for one in learners:
         one.bind()
 
     def forget() -> None:
-        while called:
-            called.pop().reset_iter_state()
+        while passed:
+            passed.pop().reset_iter_state()
 
     return forget
 
@@ -115,14 +115,19 @@ def _roots(module: nn.Module, shared: Collection[int], joint: Collection[int]) -
         return []
     if _is_called(module) and (not own & set(shared) or _is_layer(module, joint)):
         return [module]
-    if isinstance(module, Denoiser) and len(_called(module)) > 1:  # one may have no rows in some process
+    if isinstance(module, Denoiser) and len(called(module)) > 1:  # one may have no rows in some process
         raise Incompatible("shard=True", need="a denoiser of one network", got=f"a {type(module).__name__}")
     return [root for child in module.children() for root in _roots(child, shared, joint)]
 
 
-def _called(module: nn.Module) -> list[nn.Module]:
-    """The outermost modules with a ``forward``."""
-    return [module] if _is_called(module) else [part for child in module.children() for part in _called(child)]
+def called(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules with a ``forward``: what is called as a whole.
+
+    >>> net = nn.Linear(2, 2)
+    >>> called(nn.ModuleList([net])) == [net]
+    True
+    """
+    return [module] if _is_called(module) else [part for child in module.children() for part in called(child)]
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
@@ -204,12 +209,12 @@ def explained() -> Generator[None]:
 
 def whole(x: Tensor) -> Tensor:
     """A tensor in one piece, which all processes make together."""
-    return exchanged(x.full_tensor) if is_shard(x) else x  # type: ignore[attr-defined]
+    return exchanged(x.full_tensor) if is_shard(x) else x  # type: ignore[attr-defined], which a shard has
 
 
 def part_of(x: Tensor) -> Tensor:
     """This process's part of a tensor; all of it where it is whole."""
-    return x.to_local() if is_shard(x) else x  # type: ignore[attr-defined]
+    return x.to_local() if is_shard(x) else x  # type: ignore[attr-defined], which a shard has
 
 
 def as_lies(value: Tensor, like: Tensor) -> Tensor:

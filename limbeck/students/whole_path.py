@@ -1,6 +1,5 @@
 """A few-step generator that learns from its samples alone: gradients go back through all of its steps."""
 
-from limbeck.diffusion.denoiser import Denoiser
 from limbeck.engine.student import Draw
 from limbeck.rng import Rng
 from limbeck.students.trajectory import Trajectory
@@ -15,13 +14,7 @@ class WholePath(Trajectory):
     compared with anything, and the others may lead wherever that is easiest to come from. The price is the memory and
     the time of K passes with gradients, and a student that can be asked for K steps alone.
 
-    Args:
-        denoiser: a trainable network; a clone of the teacher is the usual start.
-        ratios: noise levels σ/α of the steps, from the noisiest down.
-        shape: of one sample.
-
-    Raises:
-        BadSetting: ratios that do not decrease.
+    Args and errors: those of `FewStep`.
 
     Source: what Phased DMD, arXiv 2510.27684, sec. 1, calls DMD's direct extension to several steps; it finds it
     costly, and steps that are trained one at a time as poor in variety as a single one. The sampler is that of TDM,
@@ -34,9 +27,6 @@ class WholePath(Trajectory):
     >>> draw.segment, draw.x.requires_grad
     ((0.0, 1.0), True)
     """
-
-    def __init__(self, denoiser: Denoiser, *, ratios: tuple[float, ...], shape: tuple[int, ...]):
-        super().__init__(denoiser, ratios=ratios, shape=shape)
 
     def draw(self, n: int, cond: Tree, rng: Rng) -> Draw:
         noise = self._noise(n, rng)

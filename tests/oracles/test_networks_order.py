@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck import KD, CrossEntropy, Dataset, FitNets, Objective, OnLogits, Run, distill
 from limbeck.engine import Term, Tick
-from limbeck.engine.loop import Books
+from limbeck.engine.books import Books
 from limbeck.engine.roles import Cast
 from limbeck.rng import Rng, seeded
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.diffusion import Karras
 from limbeck.engine import Cast, Linear, Loss, Objective, Role, Run, Term, Tick
-from limbeck.engine.loop import Books
+from limbeck.engine.books import Books
 from limbeck.rng import Rng
 from limbeck.students import FewStep
 
