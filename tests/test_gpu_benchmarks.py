@@ -30,7 +30,7 @@ def script() -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_unets_take_a_step(script: Any, name: str) -> None:
-    run, _ = script.start(script.tiny(name), "cpu", 2, 2)
+    run = script.start(script.tiny(name), "cpu", 2, 2)
     run.i = script.CYCLE - 1  # everyone is due
     assert set(run.tick().norms) == {"student", "critic", "discriminator"}
 

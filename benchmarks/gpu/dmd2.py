@@ -14,6 +14,7 @@ small network on the processor.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 
@@ -23,7 +24,7 @@ from _models import MODELS, Model, placed, tiny
 
 from limbeck import CFG, DMD, GAN, Adam, Critic, Dataset, Fake, Objective, OneStep, Run, distill, low_rank
 from limbeck.bridges import Diffusers, steps_of
-from limbeck.diffusion import Karras, Tabulated, Uniform
+from limbeck.diffusion import Karras, Tabulated, Times, Uniform
 from limbeck.rng import seeded
 
 CYCLE, RANK, ROWS, SECONDS = 5, 64, 64, 120.0
@@ -31,8 +32,8 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Layers of attention, which have the adapters."""
 
 
-def start(model: Model, device: str, batch: int, rank: int) -> tuple[Run, Diffusers]:
-    """The run, and its teacher."""
+def start(model: Model, device: str, batch: int, rank: int, make: Callable[..., Objective] | None = None) -> Run:
+    """The run; ``make`` makes its objective of noise levels and a critic, DMD2's by default."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     teacher = model.build(device, dtype)
     checkpointing(teacher, on=True)
@@ -41,9 +42,7 @@ def start(model: Model, device: str, batch: int, rank: int) -> tuple[Run, Diffus
     table = isinstance(teacher.process, Tabulated)
     times = Karras(sigma_min=0.02, sigma_max=14.0) if table else Uniform(lo=0.02, hi=0.98)
     critic = Critic(times=times, rank=rank or None, targets=TARGETS if rank else ("*",))
-    objective: Objective = DMD(fake=Fake(critic=critic), times=times, guidance=CFG(scale=7.5), critic_steps=CYCLE)
-    if model.taps:
-        objective = objective + 3e-3 * GAN(critic=critic, times=times, critic_steps=CYCLE, feature_weight=1e-2)
+    objective = (make or partial(dmd2, gan=bool(model.taps)))(times, critic)
     with seeded("data"):
         x = torch.randn(ROWS, *model.shape)
     data = Dataset(x=x.to(place, dtype), cond=placed(model.conditions(ROWS), place, dtype))
@@ -51,10 +50,17 @@ def start(model: Model, device: str, batch: int, rank: int) -> tuple[Run, Diffus
     network = low_rank(teacher, rank, TARGETS) if rank else teacher.clone(trainable=True)
     student = OneStep(network, shape=model.shape, ratio=ratio)
     cast = None if dtype is torch.float32 else dtype
-    run = distill(
+    return distill(
         teacher, student, objective, data, steps=1000 * CYCLE, batch=batch, optim=Adam(lr=1e-5), autocast=cast
     )
-    return run, teacher
+
+
+def dmd2(times: Times, critic: Critic, *, gan: bool = True) -> Objective:
+    """DMD2, or without its GAN."""
+    objective = DMD(fake=Fake(critic=critic), times=times, guidance=CFG(scale=7.5), critic_steps=CYCLE)
+    if not gan:
+        return objective
+    return objective + 3e-3 * GAN(critic=critic, times=times, critic_steps=CYCLE, feature_weight=1e-2)
 
 
 def checkpointing(*networks: torch.nn.Module, on: bool) -> None:
@@ -80,9 +86,9 @@ def main(argv: list[str]) -> dict[str, object]:
         parser.error("there is no CUDA device; --plan says what would be needed, --tiny runs on the processor")
     model = tiny(args.model) if args.tiny else MODELS[args.model]
     device = "meta" if args.plan else "cpu" if args.tiny else "cuda"
-    run, teacher = start(model, device, args.batch or model.batch, min(args.rank, 2) if args.tiny else args.rank)
+    run = start(model, device, args.batch or model.batch, min(args.rank, 2) if args.tiny else args.rank)
     switch = partial(_switch, run)
-    size = sum(p.numel() for p in teacher.parameters())
+    size = sum(p.numel() for p in run.cast.teacher.parameters())
     print(f"{args.model}: {size / 1e6:,.1f} M parameters, rank {args.rank}, batch {run.batch}, {date.today()}")
     if args.plan:
         found, operations = planned(run, switch)
