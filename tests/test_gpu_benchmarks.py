@@ -24,7 +24,7 @@ def script() -> Iterator[Any]:
         yield importlib.import_module("dmd2")
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ("dmd2", "_measure", "_models"):
+        for name in ("dmd2", "memory", "_measure", "_models"):
             sys.modules.pop(name, None)
 
 
@@ -61,3 +61,13 @@ def test_without_a_device_it_says_what_to_do(
     with pytest.raises(SystemExit):
         script.main(["sd15"])
     assert "--plan" in capsys.readouterr().err
+
+
+def test_what_is_needed_beside_fine_tuning(script: Any) -> None:
+    memory = importlib.import_module("memory")
+
+    def needed(row: str) -> int:
+        return memory.measure("sdxl", row, 2, small=True, planned=True)
+
+    base = needed("fine-tuning")
+    assert base < needed("dmd2, one base") < 2 * base < needed("dmd2, three networks")
