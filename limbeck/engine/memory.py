@@ -54,10 +54,13 @@ class Memory:
         if "auto" in again:
             checkpointed(module)
         dtype = HALF.get(self.frozen or "")
+        # running statistics are in single precision, and what stands beside them must be too
+        watching = (part for part in module.modules() if getattr(part, "running_mean", None) is not None)
+        beside = {id(p) for part in watching for p in part.parameters(recurse=False)}
         for p in module.parameters():
             if p.requires_grad and p.dtype in HALF.values():
                 p.data = p.data.float()
-            elif dtype and not p.requires_grad and p.is_floating_point():
+            elif dtype and not p.requires_grad and p.is_floating_point() and id(p) not in beside:
                 p.data = p.data.to(dtype)
         for root in called(module) if dtype else ():
             root.__class__ = _within(type(root), dtype)
