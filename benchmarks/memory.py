@@ -10,9 +10,10 @@ Beside each other are fine-tuning of one network by the denoising loss, with PEF
 with its GAN on the critic's features, on one base; and the same with three whole networks. Every tick updates all who
 learn. The ratio is to the better of the two fine-tunings, of tensors.
 
-The GAN's gradient goes through the critic to the samples, so that DMD2 holds the activations of two networks at once,
-where fine-tuning holds those of one. Either all blocks are computed again (checkpointed), or the student alone, once as
-a whole: then its activations come when the critic's are gone, for one pass more.
+The GAN's gradient goes through the critic to the samples, so that DMD2 would hold the activations of two networks at
+once, where fine-tuning holds those of one. On one base the student's samples are therefore made again when the gradient
+has come and the critic's activations are gone, for one pass more; "once" is without that, as three networks are. Beside
+it, all blocks are computed again (checkpointed).
 
     python benchmarks/memory.py [--precision fp32 bf16] [--batch 4] [--size 16]
 """
@@ -31,11 +32,12 @@ from torch import Tensor
 from limbeck import DMD, GAN, Adam, Critic, Drawn, Fake, OneStep, checkpointed, distill, low_rank
 from limbeck.bridges import Clock, Diffusers
 from limbeck.diffusion import Karras, RectifiedFlow
+from limbeck.engine import Memory
 from limbeck.evaluate.memory import peak
 from limbeck.rng import Rng, seeded
 
 RANK, TARGETS, TARGET = 16, ("to_q", "to_k", "to_v", "to_out.0"), 1.2
-RUNS = ("peft", "plain", "dmd shared", "dmd2 shared", "dmd2 shared, student again", "dmd three", "dmd2 three")
+RUNS = ("peft", "plain", "dmd shared", "dmd2 shared", "dmd2 shared, once", "dmd three", "dmd2 three")
 TIMES = Karras(lo=0.02, hi=0.98)
 
 
@@ -75,9 +77,8 @@ def distilled(what: str, teacher: Diffusers, n: int, size: int) -> Callable[[], 
         objective = objective + 1e-3 * GAN(critic=critic, times=TIMES, feature_weight=1e-2)
     data = Drawn(lambda n, rng: batch(n, rng, size), fields=("x", "cond"))
     student = OneStep(net, shape=(4, size, size), ratio=20.0)
-    if what.endswith("student again"):
-        checkpointed(student, "denoiser.net")
-    return distill(teacher, student, objective, data, steps=100, batch=n, optim=Adam(lr=1e-5)).tick
+    memory = {"student": Memory(again=())} if what.endswith("once") else None
+    return distill(teacher, student, objective, data, steps=100, batch=n, optim=Adam(lr=1e-5), memory=memory).tick
 
 
 def tuned(what: str, teacher: Diffusers, n: int, size: int) -> Callable[[], object]:
@@ -144,7 +145,7 @@ def main() -> None:
             for what, row in rows.items():
                 name = f"{precision}{', checkpointed' if again else ''}, {what}"
                 ratio = row["tensors"] / best
-                mark = "  too much" if "shared" in what and ratio > TARGET else ""
+                mark = "  too much" if what.endswith("shared") and ratio > TARGET else ""
                 sizes = "".join(f"{row[key] / 2**20:8.0f} MiB" for key in ("tensors", "process"))
                 print(f"{name:46}{sizes}{ratio:8.2f}{row['seconds']:8.1f} s{mark}", flush=True)
 

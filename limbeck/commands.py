@@ -196,7 +196,8 @@ def _start(
     old = loading.read_description(where / "recipe.json")
     was, now = ({"given": {}, **one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
     said = {"system": system, "problem": on, "given": given, "seed": seed, "device": device}
-    asked = [name for name, value in said.items() if value is not None] + [*old["settings"]] * bool(values or again)
+    asked = [name for name, value in said.items() if value is not None]
+    asked += [*old["settings"], *record["settings"]] * bool(values or again)
     if other := next((key for key in asked if now.get(key) != was.get(key)), None):
         got = f"{other} {was.get(other)}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")

@@ -18,7 +18,7 @@ import torch
 from limbeck import catalogue
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.run import Session
-from limbeck.engine.settings import override, parse, plain, settings
+from limbeck.engine.settings import find_of_role, override, parse, plain, settings
 from limbeck.errors import BadFile, BadSetting, Incompatible, LimbeckError, in_range
 from limbeck.problems.problem import Problem
 
@@ -297,7 +297,8 @@ def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Reci
     """The recipe and problem that a ``recipe.json`` describes; what its run has kept is in ``folder``."""
     problem = load_problem(record["problem"], record.get("given"), folder)
     recipe = load_recipe(record["system"], problem, record["arguments"])
-    if unknown := sorted(set(record["settings"]) - set(settings(recipe))):
+    known = settings(recipe)
+    if unknown := sorted(x for x in record["settings"] if x not in known and not find_of_role(known, x)):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
     recipe = override(recipe, record["settings"])
     problem.asked_by(recipe)

@@ -1,15 +1,21 @@
 """How networks lie in memory: weights in half and blocks computed again, which change little, or nothing."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck import DMD, GAN, KD, SGD, Critic, Fake, OneStep, distill, low_rank
-from limbeck.engine import Dataset, Memory, Run
+from limbeck import DMD, GAN, KD, SGD, Critic, Fake, OneStep, SiD, distill, low_rank
+from limbeck.diffusion import Denoiser
+from limbeck.engine import Dataset, Draw, Memory, Objective, Run
 from limbeck.errors import BadSetting, Incompatible
+from limbeck.evaluate.memory import peak, size_of
 from limbeck.problems.digits import Digits
 from limbeck.problems.networks import MLP
-from limbeck.rng import Rng
+from limbeck.rng import Rng, seeded
+from limbeck.tree import Tree
 
 PROBLEM = Digits()
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,6 +79,66 @@ def test_blocks_computed_again_change_nothing() -> None:
     assert torch.equal(ways[0]["student"], ways[1]["student"]) and ways[0]["student"].abs().sum() > 0
 
 
+class Trembling(OneStep):
+    """Drops numbers at random, and grows by what it has counted."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__(denoiser, shape=PROBLEM.shape, ratio=1.0)
+        self.register_buffer("count", torch.zeros(()))
+        self.draws = 0
+
+    def draw(self, n: int, cond: Tree, rng: Rng) -> Draw:
+        self.draws += torch.is_grad_enabled()
+        self.count += 1
+        made = super().draw(n, cond, rng)
+        return replace(made, x=nn.functional.dropout(made.x * float(self.count), 0.1))
+
+
+def again(objective: Objective, memory: Memory | None, **settings: Any) -> Run:
+    """A few ticks of adapters on one base."""
+    teacher = PROBLEM.teacher.clone(trainable=False)
+    with seeded("again"):
+        student = Trembling(low_rank(teacher, 4))
+    settings = {"steps": 3, "batch": 16, "optim": SGD(lr=1e-2), "memory": memory, **settings}
+    run = distill(teacher, student, objective, PROBLEM.source, **settings)
+    run.finish()
+    return run
+
+
+ADAPTED = Critic(rank=4)
+GUIDED = DMD(fake=Fake(critic=ADAPTED), critic_steps=1)
+AGAINST = GAN(critic=ADAPTED, critic_steps=1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"autocast": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("objective", [GUIDED + AGAINST, SiD(critic=ADAPTED)], ids=lambda one: type(one).__name__)
+def test_samples_made_again_are_the_same_to_the_bit(objective: Objective, settings: dict[str, Any]) -> None:
+    once, twice = (again(objective, memory, **settings) for memory in (Memory(again=()), None))
+    mine, theirs = (run.cast.student for run in (once, twice))
+    assert isinstance(mine, Trembling) and isinstance(theirs, Trembling) and theirs.draws == 2 * mine.draws
+    for run in (once, twice):
+        assert run.skipped == 0
+    for a, b in zip(once.cast.tensors(), twice.cast.tensors(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_samples_whose_gradient_comes_at_once_are_made_once() -> None:
+    """DMD asks teacher and critic without a graph."""
+    student = again(GUIDED, None).cast.student
+    assert isinstance(student, Trembling) and student.draws == 3
+
+
+def test_samples_made_again_hold_one_network_at_a_time() -> None:
+    def held(objective: Objective, memory: Memory | None) -> int:
+        run = again(objective, memory, steps=1, batch=256)
+        run.i = 0
+        still = size_of(run.cast.tensors())
+        return peak(run.tick, run.cast.tensors()) - still
+
+    alone, once = (held(objective, Memory(again=())) for objective in (GUIDED, GUIDED + AGAINST))
+    assert held(GUIDED + AGAINST, None) < 1.1 * alone and once > 1.3 * alone
+
+
 def test_mistakes_are_named() -> None:
     data = Dataset(x=torch.zeros(8, 4), y=torch.zeros(8, dtype=torch.long))
     networks: list[nn.Module] = [MLP(size=4, classes=3, widths=(8, 8)) for _ in range(2)]
@@ -81,6 +147,7 @@ def test_mistakes_are_named() -> None:
         ({"critic": Memory(frozen="bf16")}, BadSetting, "memory names the role 'critic'"),
         (Memory(again=("layers.*",)), Incompatible, "layers"),
         (Memory(again=("auto",)), Incompatible, "chooses|diffusers"),
+        ({"teacher": Memory(again=("whole",))}, Incompatible, "student that draws samples, got the teacher"),
     ):
         with pytest.raises(error, match=said):
             distill(*networks, KD(), data, steps=1, batch=8, memory=memory)

@@ -14,6 +14,8 @@ from limbeck.errors import Incompatible
 
 M = TypeVar("M", bound=nn.Module)
 Half = Literal["bf16", "fp16"]
+WHOLE = "whole"
+"""The word for a student whose samples are made again."""
 HALF: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,7 +27,9 @@ class Memory:
         frozen: what parameters are kept in that nobody trains, and what the network then computes in; None leaves them.
             What is trained is kept in single precision.
         again: blocks that the backward pass computes again, by name or glob as in `checkpointed`; ``auto`` for those
-            that a network of diffusers chooses for itself.
+            that a network of diffusers chooses for itself; ``whole`` for a student's samples altogether, which are made
+            again where their gradient comes through another network (as a GAN's does), when that has let its memory go.
+            By default ``whole`` where a student learns adapters on weights of a teacher; elsewhere, as ``()``, none.
 
     >>> net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
     >>> Memory(frozen="bf16").put(net)
@@ -34,7 +38,7 @@ class Memory:
     """
 
     frozen: Half | None = None
-    again: tuple[str, ...] = ()
+    again: tuple[str, ...] | None = None
 
     def put(self, module: nn.Module) -> None:
         """Makes a network lie so, in place: whoever else holds its frozen parameters sees the same.
@@ -44,15 +48,19 @@ class Memory:
         """
         for root in called(module):  # a copy brings the precision of what it is a copy of
             root.__class__ = getattr(type(root), "plain", type(root))
-        if names := [name for name in self.again if name != "auto"]:
+        again = self.again or ()
+        if names := [name for name in again if name not in ("auto", WHOLE)]:
             checkpointed(module, *names)
-        if "auto" in self.again:
+        if "auto" in again:
             checkpointed(module)
         dtype = HALF.get(self.frozen or "")
+        # running statistics are in single precision, and what stands beside them must be too
+        watching = (part for part in module.modules() if getattr(part, "running_mean", None) is not None)
+        beside = {id(p) for part in watching for p in part.parameters(recurse=False)}
         for p in module.parameters():
             if p.requires_grad and p.dtype in HALF.values():
                 p.data = p.data.float()
-            elif dtype and not p.requires_grad and p.is_floating_point():
+            elif dtype and not p.requires_grad and p.is_floating_point() and id(p) not in beside:
                 p.data = p.data.to(dtype)
         for root in called(module) if dtype else ():
             root.__class__ = _within(type(root), dtype)
@@ -124,4 +132,4 @@ def _again(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, "again": True, "__module__": kind.__module__})
 
 
-__all__ = ["HALF", "Half", "Memory", "checkpointed", "chooses"]
+__all__ = ["HALF", "WHOLE", "Half", "Memory", "checkpointed", "chooses"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
-from limbeck.engine.memory import HALF, Half, Memory, chooses
+from limbeck.engine.memory import HALF, WHOLE, Half, Memory, chooses
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.shards import as_lies, is_shard, part_of
 from limbeck.engine.states import fingerprint_of, lent_by, load_module, own_state
@@ -38,6 +38,7 @@ class Role:
         self.base = fingerprint_of(module, lent)
         self.steps = 0
         self.learns = True
+        self.again = False  # whether its samples are made again; see `Memory`
         self.params: dict[str, nn.Parameter] = {}
         self.bind()
 
@@ -295,10 +296,12 @@ class Cast:
             need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
         lent = lent_by(self.teachers.values(), module)
+        memory = self._memory_for(name, module, lent)
         if self._memory:
-            self._memory_for(name, module, lent).put(module)
+            memory.put(module)
         optim = self._optim.get(name) or self._optim.get("default") or Adam()
         role = Role(name, module.train(), optim, spec, lent)
+        role.again = WHOLE in (memory.again or ())
         for other in self.roles.values():
             if shared := {id(p) for p in role.params.values()} & {id(p) for p in other.params.values()}:
                 raise Incompatible(
@@ -316,8 +319,11 @@ class Cast:
     def _memory_for(self, name: str, module: nn.Module, lent: Collection[str]) -> Memory:
         """That of a role: in the precision of what it is lent, and what nobody named does what it can."""
         memory, dtypes = self._memory_of(name), {x.dtype for key, x in module.named_parameters() if key in lent}
-        if name not in self._memory and not chooses(module):
-            memory = replace(memory, again=tuple(block for block in memory.again if block != "auto"))
+        can = {"auto": bool(chooses(module)), WHOLE: isinstance(module, Student)}
+        if memory.again is None:
+            memory = replace(memory, again=(WHOLE,) if lent and can[WHOLE] else ())
+        elif name not in self._memory:
+            memory = replace(memory, again=tuple(block for block in memory.again if can.get(block, True)))
         known: list[Half] = [half for half in get_args(Half) if HALF[half] in dtypes]
         return replace(memory, frozen=memory.frozen or known[0]) if known else memory
 
@@ -340,6 +346,10 @@ class Cast:
             for name in given:
                 if name != "default" and name not in known:
                     raise BadSetting(f"{what} names the role {name!r}, but there are only {', '.join(sorted(known))}.")
+        for name, memory in self._memory.items():
+            if WHOLE in (memory.again or ()) and name != "default" and not isinstance(self.module(name), Student):
+                got = f"the {name}, {_a(type(self.module(name)))}"
+                raise Incompatible(f"memory.again {WHOLE!r}", need="a student that draws samples", got=got, fit="auto")
 
     def keep(self, name: str, make: Callable[[], K]) -> K:
         """State of an objective that is neither role nor target, made on first use; it is saved with the rest."""

@@ -6,7 +6,7 @@ import difflib
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from limbeck.engine.objective import Objective, Scaled, Sum
@@ -53,6 +53,8 @@ def _is_simple(value: Any) -> bool:
 def override(part: Any, values: Mapping[str, Any]) -> Any:
     """A copy with other settings. A path may leave out levels: it then means all settings of that name, if equal.
 
+    What is set by role, with ``default`` for those not named, can be set for any role: it starts as the default is.
+
     Args:
         part: a recipe, stage or objective.
         values: by path, in any order; text is read as a number, None, a tuple, or a part such as ``Uniform(lo=0.1)``.
@@ -63,6 +65,11 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
     >>> from limbeck import DMD, GAN
     >>> override(DMD() + 0.1 * GAN(critic_steps=5), {"critic-steps": "3"}).parts[0].critic_steps
     3
+    >>> from limbeck.engine import Stage
+    >>> stage = Stage(name="s", steps=1, objective=DMD(), student=lambda problem, prior: None)
+    >>> stage = override(stage, {"memory.teacher.frozen": "bf16", "memory.default.again": "auto"})
+    >>> stage.memory["default"].frozen, stage.memory["teacher"].frozen, stage.memory["teacher"].again
+    (None, 'bf16', ('auto',))
     >>> override(DMD(), {"critic-stepz": 3})
     Traceback (most recent call last):
     limbeck.errors.BadSetting: there is no setting 'critic-stepz'; did you mean critic_steps?
@@ -70,15 +77,22 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
     left: dict[str, BadSetting] = {}
     for path, value in values.items():
         try:
-            changed = part
-            for full in find(settings(part), path):
-                changed = _put(changed, full.split("."), value, full)
-            part = changed
+            part = _put_all(part, find(settings(part), path), value)
         except BadSetting as error:  # it may fit once another setting has changed
             left[path] = error
     if len(left) == len(values) > 0:
-        raise next(iter(left.values()))
+        path, error = next(iter(left.items()))
+        if not (fresh := find_of_role(settings(part), path)):
+            raise error
+        part = _put_all(part, fresh, values[path])
+        del left[path]
     return override(part, {path: values[path] for path in left}) if left else part
+
+
+def _put_all(part: Any, paths: Sequence[str], value: Any) -> Any:
+    for full in paths:
+        part = _put(part, full.split("."), value, full)
+    return part
 
 
 def find(known: Mapping[str, Any], path: str) -> list[str]:
@@ -96,6 +110,23 @@ def find(known: Mapping[str, Any], path: str) -> list[str]:
         options = ", ".join(f"{full} = {known[full]}" for full in matches)
         raise BadSetting(f"{path!r} could mean several settings: {options}.")
     return matches
+
+
+def find_of_role(known: Mapping[str, Any], path: str) -> list[str]:
+    """The full paths that a path means of a role that has only the ``default`` yet; none if there are no such.
+
+    >>> from limbeck import Adam
+    >>> find_of_role({"optim.default": Adam(), "optim.default.lr": 1e-3}, "optim.critic.lr")
+    ['optim.critic.lr']
+    """
+    wanted, found = path.replace("-", "_").split("."), list[str]()
+    for k in range(1, len(wanted)):
+        like = [*wanted[:k], "default", *wanted[k + 1 :]]
+        for full in (path.split(".") for path in known):
+            start = len(full) - len(like)
+            if start >= 0 and full[start + k - 1 :] == like[k - 1 :] and _abbreviates(like, full):
+                found.append(".".join([*full[: start + k], *wanted[k:]]))
+    return found
 
 
 def _abbreviates(short: list[str], full: list[str]) -> bool:
@@ -142,7 +173,8 @@ def _put(part: Any, path: list[str], value: Any, full: str) -> Any:
     if isinstance(part, Sum):
         parts = zip(_labels(part), part.parts, strict=True)
         return Sum(parts=tuple(_put(p, rest, value, full) if label == name else p for label, p in parts))
-    inner, kind = _children(part)[name]
+    below = _children(part)
+    inner, kind = below[name] if name in below else below["default"]
     new = _put(inner, rest, value, full) if rest else parse(value, kind, full, inner)
     return {**part, name: new} if isinstance(part, Mapping) else dataclasses.replace(part, **{name: new})
 

@@ -98,7 +98,7 @@ class Tick:
         self.trains: tuple[str, ...] = ()  # the roles of the loss that is being computed
         self.asked: dict[str, bool] = {}  # networks that it asked for what has no graph, and whether under autocast
         self.grads: Mapping[str, Tensor] = {}
-        self._draws: dict[str, tuple[Tensor, Draw]] = {}
+        self._draws: dict[str, tuple[Cut, Draw]] = {}
         self._moved: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._noised: dict[Hashable, Noised] = {}
         self._cuts: dict[tuple[Hashable, tuple[bool, bool]], Cut] = {}
@@ -121,22 +121,45 @@ class Tick:
         its running statistics move when the first loss that trains it asks.
         """
         if who not in self._draws:
-            student = self.cast.module(who)
-            assert isinstance(student, Student)
-            learns = who in self.due
-            with (
-                self.seeded(("draw", who)),
-                torch.set_grad_enabled(learns),
-                self.cast.training((who,) if learns else ()),
-                same_buffers(self.cast.roles[who].buffers) as self._moved[who],
-            ):
-                draw = student.draw(self.size, self.batch.get("cond"), self.rng(("draw", who)))
-            self._draws[who] = draw.x, replace(draw, x=draw.x.detach().requires_grad_(learns))
+            role, learns = self.cast.roles[who], who in self.due
+            with same_buffers(role.buffers) as self._moved[who]:
+                draw = self._draw(who)
+            leaf = draw.x.detach().requires_grad_(learns)
+            again = self._same_draw(who) if learns and role.again else None
+            self._draws[who] = Cut((who,), [draw.x], (leaf,), again=again), replace(draw, x=leaf)
         draw = self._draws[who][1]
         if who not in self.trains:
             return replace(draw, x=draw.x.detach())
         put_buffers(self._moved.pop(who, []))
         return draw
+
+    def _draw(self, who: str) -> Draw:
+        student, learns = self.cast.module(who), who in self.due
+        assert isinstance(student, Student)
+        with (
+            self.seeded(("draw", who)),
+            torch.set_grad_enabled(learns),
+            self.cast.training((who,) if learns else ()),
+        ):
+            return student.draw(self.size, self.batch.get("cond"), self.rng(("draw", who)))
+
+    def _same_draw(self, who: str) -> Callable[[], Tensor]:
+        """What makes the samples once more, to the same bits and with a graph."""
+        kind, before = self.place.device.type, [(buffer, buffer.clone()) for buffer in self.cast.roles[who].buffers]
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+        def again() -> Tensor:
+            with torch.autocast(kind, half) if half else nullcontext(), same_buffers([buffer for buffer, _ in before]):
+                put_buffers(before)
+                return self._draw(who).x
+
+        return again
+
+    def _let_go(self) -> None:
+        """Forgets the graphs of samples that are made again: here comes that of a network beside them."""
+        for cut, _ in self._draws.values():
+            if cut.again and set(cut.roles) & set(self.trains):
+                cut.out.clear()
 
     def noised(self, times: Times, of: str = "student") -> Noised:
         """The student's samples, or the data's with ``of="data"``, at noise levels drawn from ``times``."""
@@ -187,6 +210,8 @@ class Tick:
         """All features of a role or teacher, or of a ``module`` that belongs to a role, at noised samples."""
         if module is None and (who, noised.key) in self.cast.watched:
             return self._pass(who, noised, None, grad=True)
+        if noised.x_t.requires_grad:
+            self._let_go()
         eyes = module or self.cast.need(who, Featured, by=self)
         return eyes.look(noised.x_t, noised.t, noised.cond, taps=tuple(eyes.taps), x0=False)
 
@@ -210,6 +235,8 @@ class Tick:
         for (known, other), cut in self._cuts.items():
             if known == key and mark in (other, (False, False)):
                 return cut.seen if any(mark) else cut.seen.detached()
+        if mark[1]:
+            self._let_go()
         with torch.set_grad_enabled(any(mark)):
             seen = make()
         cut = Cut.of(seen, (who,) if mark[0] else self.trains, grad=any(mark))
@@ -272,17 +299,21 @@ class Tick:
     def cuts(self) -> Iterator["Cut"]:
         """Where the graph was cut, in the order in which gradients go back through: passes first, then draws."""
         yield from (cut for cut in self._cuts.values() if cut.leaves[0].requires_grad)
-        yield from (Cut((who,), [x], (draw.x,)) for who, (x, draw) in self._draws.items() if draw.x.requires_grad)
+        yield from (cut for cut, _ in self._draws.values() if cut.leaves[0].requires_grad)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A pass whose graph ends at ``out``; losses see ``leaves`` of the same values and leave their gradients there."""
+    """A pass whose graph ends at ``out``; losses see ``leaves`` of the same values and leave their gradients there.
+
+    What ends at nothing any more is made ``again`` where that is known.
+    """
 
     roles: tuple[str, ...]
     out: list[Tensor]
     leaves: tuple[Tensor, ...]
     seen: Seen = Seen(None, {})
+    again: Callable[[], Tensor] | None = None
 
     @classmethod
     def of(cls, seen: Seen, roles: tuple[str, ...], *, grad: bool) -> "Cut":
@@ -295,8 +326,9 @@ class Cut:
     def back(self, *, keep: bool) -> None:
         """Takes the leaves' gradients through the pass, and forgets them; unless ``keep``, the pass is over."""
         asked = [k for k, leaf in enumerate(self.leaves) if leaf.grad is not None]
-        assert self.out or not asked, "a loss came after the last one that trains its roles"
-        pairs = [(self.out[k], self.leaves[k].grad) for k in asked]
+        assert self.out or self.again or not asked, "a loss came after the last one that trains its roles"
+        out = [self.again()] if asked and self.again and not self.out else self.out
+        pairs = [(out[k], self.leaves[k].grad) for k in asked]
         if pairs:
             torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs], retain_graph=keep)
         for leaf in self.leaves:

@@ -57,6 +57,18 @@ SETTINGS = {
     f"{TINY} --on {TINY} --objective.dmd.times 'Uniform(lo=0.1)'": {"objective.dmd.times": "Uniform(lo=0.1, hi=0.98)"},
     f"{TINY} --on {TINY} --gan.weight 'Linear(last=0.5)'": {"objective.gan.weight": "Linear(first=1.0, last=0.5"},
     f"{TINY} --on {TINY} --rate 0.5": {"optim.default": "Adam(lr=0.5, ", "optim.discriminator": "Adam(lr=0.002, "},
+    # By role, for those that have no entry of their own yet, in any order.
+    f"{TINY} --on {TINY} --memory.student.frozen bf16 --default.again '()'": {
+        "memory.default": "Memory(frozen=None, again=())",
+        "memory.student": "Memory(frozen='bf16', again=())",
+    },
+    f"{TINY} --on {TINY} --memory.critic.again none --optim.critic.lr 0.5 --optim.default.clip 1": {
+        "memory.critic": "Memory(frozen=None, again=None)",
+        "optim.critic": "Adam(lr=0.5, schedule=1.0, clip=1.0, ",
+    },
+    f"{STAGES} --on {QUICK} --steps 2 --again.memory.teacher.frozen bf16": {
+        "again.memory.teacher": "Memory(frozen='bf16'"
+    },
     # Arguments of the recipe's function, which several stages may use in their own way.
     f"{STAGES} --on {QUICK} --steps 7": {"labels.steps": 7, "again.steps": 17},
     f"{STAGES} --on {QUICK} --steps 7 --again.steps 3": {"labels.steps": 7, "again.steps": 3},
@@ -109,6 +121,33 @@ def test_a_run_and_its_seed() -> None:
     other = distill(f"{QUICK} --on {QUICK} --steps 2 --seed 1", "other")
     assert recorded(Path("runs/quick-quick"))["seed"] == 0
     assert bits(Path("runs/quick-quick")) != bits(other)
+
+
+def test_a_run_with_settings_of_a_role_goes_on_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"distill {TINY} --on {TINY} --out run"
+    assert (
+        main([*shlex.split(line), "--steps", "2", "--memory.student.frozen", "bf16", "--optim.critic.lr", "0.5"]) == 0
+    )
+    for rest in ("--resume", "--resume --optim.critic.lr 0.5 --memory.student.frozen bf16 --steps 2"):
+        assert main(shlex.split(f"{line} {rest}")) == 0
+    capsys.readouterr()
+    more = "--resume --steps 2 --memory.student.frozen bf16 --optim.critic.lr 0.5 --memory.teacher.frozen bf16"
+    assert main(shlex.split(f"{line} {more}")) == 2
+    assert "was begun with memory.teacher None, not Memory(frozen='bf16'" in capsys.readouterr().err
+
+
+def test_a_role_that_nobody_plays_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for setting, said in {
+        "--memory.critik.frozen bf16": "memory names the role 'critik', but there are only critic, discriminator,",
+        "--optim.teacher.lr 1": "optim names the role 'teacher', but there are only critic, discriminator, student.",
+        "--memory.student.frozn bf16": "there is no setting 'memory.student.frozn'; did you mean",
+        "--memory.student.frozen fp8": "memory.student.frozen must be ",
+        "--memory.teacher.again whole": "needs a student that draws samples, got the teacher",
+    }.items():
+        assert main(shlex.split(f"distill {TINY} --on {TINY} --out run {setting}")) == 2
+        assert said in capsys.readouterr().err and not Path("run").exists()
+        assert main(shlex.split(f"plan {TINY} --on {TINY} {setting}")) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_metrics_say_what_happened() -> None:
