@@ -206,7 +206,8 @@ def test_what_values_decide_is_measured() -> None:
     assert found.measured
     stage = recipe.stages[0]
     assert isinstance(stage, Stage)
-    assert found.total == pytest.approx(used(run := stage.start(problem, Prior(Path("none")), 0), cycle(run)), rel=0.1)
+    run = stage.start(problem, Prior(Path("none")), 0)
+    assert found.total == pytest.approx(used(run, cycle(run)), rel=0.1)
 
 
 def test_stages_that_need_files_are_said_to() -> None:
