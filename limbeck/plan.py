@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from limbeck.engine.loop import Run
+from limbeck.engine.ranks import several
 from limbeck.engine.recipe import Prior, Problem, Recipe, Stage
 from limbeck.errors import BadSetting, Incompatible, LimbeckError, in_range
 from limbeck.evaluate.needs import Needs, needs, seconds
@@ -39,7 +40,7 @@ def plan(
                 said.append(f"stage {stage.name} makes files and is not planned.")
                 continue
             try:
-                run = stage.start(problem, prior, 0)
+                run = replace(stage, shard=False).start(problem, prior, 0)
             except Exception as error:  # whatever a stage does that looks for what an earlier one made
                 text = " ".join(str(error).split()).rstrip(".")
                 if isinstance(error, LimbeckError) and not said:
@@ -57,12 +58,16 @@ def plan(
 
 
 def _planned(stage: Stage, problem: Problem, prior: Prior, run: Run) -> Needs:
+    shards = stage.shard and several()
     try:
-        return needs(run, stage.name)
+        return needs(stage.start(problem, prior, 0) if shards else run, stage.name)
     except Exception as error:  # a loss may branch on values, and torch has many words for that
-        if _bare(run):
+        if isinstance(error, LimbeckError) and shards:
+            raise
+        if _bare(run) or shards:  # which hold no values where the other processes are not there
+            what = "a plan of shards" if shards else "a plan without weights"
             got = f"stage {stage.name}, which asks for values: {type(error).__name__}"
-            raise Incompatible("a plan without weights", need="ticks that shapes alone decide", got=got) from error
+            raise Incompatible(what, need="ticks that shapes alone decide", got=got) from error
     return needs(stage.start(problem, prior, 0), stage.name, values=True)
 
 
@@ -139,19 +144,21 @@ def lines(found: Needs, processes: int) -> list[str]:
     how = "measured here, with values" if found.measured else "planned, without values"
     rows = [(f"parameters, {who}", size) for who, size in found.parameters.items()]
     rows += [("gradients", found.gradients), ("moments of optimisers", found.moments)]
-    rows += [("moving averages", found.averages), ("data", found.data), ("activations", found.activations)]
+    rows += [("moving averages", found.averages), ("data", found.data)]
+    rows.append(("activations, and what is gathered" if found.shards else "activations", found.activations))
+    each += ", in shards" if found.shards else ""
     text = [f"stage {found.stage}: {found.steps:,} ticks of {found.rows:,} rows{each}; memory is {how}"]
     rows.append(("at the worst moment", found.total))
-    text += [f"  {name:28} {amount(size, 'B'):>10}" for name, size in rows if size]
-    text.append(f"  {'operations in a tick':28} {amount(found.operations, 'FLOP'):>10}")
+    text += [f"  {name:33} {amount(size, 'B'):>10}" for name, size in rows if size]
+    text.append(f"  {'operations in a tick':33} {amount(found.operations, 'FLOP'):>10}")
     if processes > 1:
-        text.append(f"  {'sent in a tick':28} {amount(found.exchanged, 'B'):>10}")
+        text.append(f"  {'sent in a tick':33} {amount(found.exchanged, 'B'):>10}")
     if found.seconds is None:
         text.append("  time is not known: --tflops says how fast a device is, in 10¹² operations a second")
     else:
         rate = found.operations / found.seconds if found.seconds else 0.0
-        text.append(f"  {'time of a tick':28} {found.seconds:8.3g} s, {amount(rate, 'FLOP/s')}")
-        text.append(f"  {'time of all ticks':28} {found.seconds * found.steps / 3600:8.3g} h")
+        text.append(f"  {'time of a tick':33} {found.seconds:8.3g} s, {amount(rate, 'FLOP/s')}")
+        text.append(f"  {'time of all ticks':33} {found.seconds * found.steps / 3600:8.3g} h")
     return text
 
 

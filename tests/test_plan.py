@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from limbeck.engine.loop import Run
 from limbeck.engine.recipe import Prior, Stage
 from limbeck.errors import Incompatible
 from limbeck.evaluate.hollow import hollow
-from limbeck.evaluate.memory import Held, peak, size_of
+from limbeck.evaluate.memory import peak, size_of
 from limbeck.evaluate.needs import cadence, needs
 from limbeck.evaluate.operations import Operations, operations
-from limbeck.plan import plan
+from limbeck.plan import _one_of, plan
 from limbeck.rng import Rng, seeded
 from tests.faults.processes import QUICK, STAGES
+from tests.planned import RUNS, WORLD, cycle, used
+from tests.suite.worker import ROOT
 
 SMALL = {"batch": "4"}
 
@@ -32,17 +36,6 @@ def start(system: str, on: str, **settings: str) -> Run:
     stage = loading.load_recipe(system, problem, {**SMALL, **settings}).stages[0]
     assert isinstance(stage, Stage)
     return stage.start(problem, Prior(Path("none")), 0)
-
-
-def used(run: Run) -> int:
-    """The most bytes that tensors hold in ticks with values, by all tensors of this process but those of others."""
-    held = Held()
-    rows = run.source.rows.values() if isinstance(run.source, Dataset) else ()
-    beside = held.now - size_of([*run.cast.tensors(), *(x for x in rows if isinstance(x, Tensor))])
-    with held:
-        for _ in range(2 * max(term.every for term in run.terms)):
-            run.tick()
-    return held.most - beside
 
 
 @pytest.mark.parametrize(
@@ -56,7 +49,7 @@ def used(run: Run) -> int:
 )
 def test_memory_is_what_a_run_then_uses(system: str, on: str) -> None:
     run = start(system, on)
-    assert needs(run).total == pytest.approx(used(run), rel=0.02)
+    assert needs(run).total == pytest.approx(used(run, cycle(run)), rel=0.02)
 
 
 def test_what_is_shared_counts_once() -> None:
@@ -68,7 +61,7 @@ def test_what_is_shared_counts_once() -> None:
     )
     found = needs(run)
     assert found.parameters["student"] == 4 * (8 + 64 + 64 + 4) == found.gradients
-    assert found.total == pytest.approx(used(run), rel=0.05)
+    assert found.total == pytest.approx(used(run, cycle(run)), rel=0.05)
 
 
 def test_a_plan_leaves_the_run_as_it_was() -> None:
@@ -137,7 +130,7 @@ def test_memory_of_what_is_computed_again() -> None:
 
     data = Dataset(x=torch.randn(300, 32), y=torch.zeros(300, dtype=torch.long))
     run = distill(nn.Linear(32, 32), Again(), KD(), data, steps=10, batch=300)
-    assert needs(run).total == pytest.approx(used(run), rel=0.01)
+    assert needs(run).total == pytest.approx(used(run, cycle(run)), rel=0.01)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -148,6 +141,53 @@ def test_exchange_is_the_sum_of_gradients(processes: int) -> None:
     assert sent <= found.exchanged <= sent + 200  # and the sums of losses
     assert found.rows == 16 // processes
     assert not dist.is_initialized()
+
+
+# Several processes, in shards and not
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """What each of two processes has used and sent."""
+    folder = tmp_path_factory.mktemp("planned")
+    command = [sys.executable, "-m", "tests.planned", str(folder)]
+    started = [subprocess.Popen([*command, str(rank)], cwd=ROOT) for rank in range(WORLD)]
+    assert [worker.wait(timeout=300) for worker in started] == [0] * WORLD
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_use_and_send_what_was_planned(ranks: Any, name: str, shard: bool) -> None:
+    with _one_of(WORLD):
+        found = needs(RUNS[name](shard))
+    for told in (rank[f"{name} {shard}"] for rank in ranks):
+        assert found.total == pytest.approx(told["peak"], rel=0.1)
+        assert found.exchanged == pytest.approx(told["sent"], rel=1e-9)
+        assert shard == (told["calls"]["all_gather_single"] > 0) == (told["calls"]["reduce_scatter_single"] > 0)
+
+
+def test_shards_of_a_pipeline_without_weights(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--batch", "4", "--rank", "2", "--targets", "to_q,to_v", "--shard", "true", "--gpus", "2"]
+    assert cli.main(["plan", "dmd2", "--on", str(bare), *settings, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["stages"]
+    one, sizes = size_of(loading.load_problem(str(bare), weights=False).teacher.parameters()), found["parameters"]
+    assert found["shards"] and sizes["teacher"] == pytest.approx(one / 2, rel=0.1)
+    assert sizes["student"] + sizes["critic"] < 0.1 * sizes["teacher"]  # one base, counted once
+
+
+def test_what_is_emptied_holds_nothing() -> None:
+    """FSDP empties and fills storages, by no operation."""
+
+    def work() -> Tensor:
+        x = torch.zeros(1000)
+        x.untyped_storage().resize_(0)
+        y = torch.zeros(500)
+        x.untyped_storage().resize_(2000)
+        return y
+
+    assert peak(work, start=()) == 4000
+    assert "resize_" not in vars(torch.UntypedStorage)  # it is its parent's again
 
 
 def test_time_is_that_of_the_rates_given() -> None:
@@ -166,7 +206,8 @@ def test_what_values_decide_is_measured() -> None:
     assert found.measured
     stage = recipe.stages[0]
     assert isinstance(stage, Stage)
-    assert found.total == pytest.approx(used(stage.start(problem, Prior(Path("none")), 0)), rel=0.1)
+    run = stage.start(problem, Prior(Path("none")), 0)
+    assert found.total == pytest.approx(used(run, cycle(run)), rel=0.1)
 
 
 def test_stages_that_need_files_are_said_to() -> None:
@@ -212,7 +253,7 @@ def test_a_pipeline_without_weights(pipeline: Path, bare: Path, capsys: pytest.C
     assert cli.main(["plan", "sid", "--on", str(bare), "--batch", "16", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["stages"]
     run = start("sid", str(pipeline), batch="16")
-    assert found["total"] == pytest.approx(used(run), rel=0.1)
+    assert found["total"] == pytest.approx(used(run, cycle(run)), rel=0.1)
     assert found["parameters"]["teacher"] == size_of(run.cast.teacher.parameters())
     assert found["seconds"] is None  # nobody said how fast the device is
 

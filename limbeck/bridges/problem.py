@@ -13,7 +13,7 @@ from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed,
 from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
 from limbeck.bridges.folder import index_of, local, place_of
 from limbeck.bridges.latents import Latents
-from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
+from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts, unread
 from limbeck.diffusion import Denoiser, Guidance, Karras
 from limbeck.engine.data import Batch, Drawn, Source
 from limbeck.engine.settings import settings
@@ -37,7 +37,7 @@ class Pipeline(Generative):
 
     Args:
         folder: of the pipeline, or its id.
-        prompts: a text file, one prompt a line, for a pipeline that takes texts.
+        prompts: a text file, one prompt a line, for a pipeline that takes texts; without weights it may be left out.
         negative: what stands in the place of the empty prompt under guidance.
         cache: a folder where `keep` has put the embedded prompts of this run; they are then as they were.
         weights: whether they are read; else the networks are on the meta device.
@@ -63,7 +63,7 @@ class Pipeline(Generative):
         weights: bool = True,
     ):
         self.folder, self.name = local(folder), Path(folder).resolve().name
-        self.takes_prompts = _check(self.folder, prompts, negative)
+        self.takes_prompts = _check(self.folder, prompts, negative, weights)
         known = kept(cache, self.folder) if cache and self.takes_prompts else None
         self._known, self.negative = known, negative
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
@@ -77,7 +77,9 @@ class Pipeline(Generative):
 
     @cached_property
     def prompts(self) -> Prompts:
-        """Embedded prompts."""
+        """Embedded prompts; of a pipeline without weights their shapes alone."""
+        if next(self.network_read.parameters()).is_meta:
+            return unread(self.folder, self.texts, self.network_read.net)
         return self._known or encode(self.folder, self.texts, self.negative)
 
     @cached_property
@@ -213,7 +215,7 @@ class Own(Source):
         return Drawn(lambda n, rng: dict.fromkeys(told, self.problem.conditions(n, rng)), fields=(*told,))
 
 
-def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bool:
+def _check(folder: Path, prompts: str | Path | None, negative: str | None, weights: bool) -> bool:
     """Whether a pipeline takes prompts; says what does not fit before anything large is read."""
     part = index_of(folder)[place_of(folder)]
     kind = str(part[-1] if isinstance(part, list) and part else part)
@@ -222,7 +224,7 @@ def _check(folder: Path, prompts: str | Path | None, negative: str | None) -> bo
         raise Incompatible(
             "a pipeline as a problem", need=f"one of {', '.join((*LABELLED, *PROMPTED))}", got=got, fit=fit
         )
-    if kind in PROMPTED and prompts is None:
+    if kind in PROMPTED and prompts is None and weights:
         raise BadSetting(f"{folder} takes texts: it needs --prompts FILE, one a line.")
     if kind in LABELLED and (prompts is not None or negative is not None):
         raise BadSetting(f"{folder} takes no texts, so it needs no --prompts and no --negative.")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from limbeck.bridges.folder import index_of, kind_of
+from limbeck.bridges.conditions import config_of
+from limbeck.bridges.folder import config_of_part, index_of, kind_of
 from limbeck.engine.checkpoint import checksum, is_whole, read_state, write_folder
 from limbeck.errors import BadFile, Incompatible
 
@@ -90,6 +91,44 @@ def encode(folder: Path, texts: Sequence[str], negative: str | None = None, *, b
     parts = [_embed(pipeline, list(texts[k : k + batch])) for k in range(0, len(texts), batch)]
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Prompts(tuple(texts), negative, rows, _embed_null(pipeline, negative), key_of(folder))
+
+
+def unread(folder: Path, texts: Sequence[str], net: nn.Module) -> Prompts:
+    """Prompts in the shapes that `encode` gives, by configurations alone: all of zeros, for whoever asks for no values.
+
+    Args:
+        folder: of the pipeline; neither weights nor tokenizers need to be there.
+        texts: the prompts, or none for one of any words.
+        net: its denoiser, which knows how wide embeddings are.
+
+    Raises:
+        Incompatible: a network that takes no prompts.
+    """
+    config, kind, extra = config_of(net), type(net).__name__, dict[str, Tensor]()
+    match kind:
+        case "UNet2DConditionModel":
+            width = config["cross_attention_dim"]
+            if config["addition_embed_type"] == "text_time":
+                told = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+                extra["pooled"] = torch.zeros(1, told)
+        case "SD3Transformer2DModel" | "FluxTransformer2DModel":
+            width, extra["pooled"] = config["joint_attention_dim"], torch.zeros(1, config["pooled_projection_dim"])
+        case "PixArtTransformer2DModel" | "SanaTransformer2DModel":
+            width, extra["mask"] = config["caption_channels"], torch.ones(1, _length(folder, kind), dtype=torch.long)
+        case _:
+            raise Incompatible("prompts", need="a pipeline with text encoders", got=f"a {kind} without them")
+    null = {"embeds": torch.zeros(1, _length(folder, kind), width), **extra}
+    rows = {name: x.expand(max(1, len(texts)), *x.shape[1:]) for name, x in null.items()}
+    return Prompts(tuple(texts) or ("",), None, rows, null, "")
+
+
+def _length(folder: Path, kind: str) -> int:
+    """Tokens that a denoiser of this kind is told: as many as its pipeline says, as CLIP has, or, of SD3, both."""
+    pipeline = kind_of(index_of(folder).get("_class_name"))
+    own = _takes(pipeline.__call__).get("max_sequence_length")
+    configs = (config_of_part(folder, name) or {} for name in ("text_encoder", "text_encoder_2"))
+    clip = next((int(n) for config in configs if (n := config.get("max_position_embeddings"))), 77)
+    return clip if own is None else int(own.default) + (clip if kind.startswith("SD3") else 0)
 
 
 def kept(folder: Path, like: Path) -> Prompts | None:
@@ -180,4 +219,4 @@ def _named(**tensors: Tensor | None) -> Text:
     return {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
 
 
-__all__ = ["Prompts", "encode", "kept", "key_of", "read_prompts"]
+__all__ = ["Prompts", "encode", "kept", "key_of", "read_prompts", "unread"]

@@ -86,6 +86,8 @@ class Books:
             got = "one without gradient"
             raise Incompatible(term.name, need=f"a loss that depends on {' and '.join(term.roles)}", got=got)
         total = total * value_at(term.weight, tick.progress)
+        if self.run.scaling:
+            total = total * self.run.scaling.scale
         if loss.weight is None or self.parts == 1:
             (total / (_divisor(count) if loss.weight is not None else value.numel() * self.parts)).backward()
         else:
@@ -124,6 +126,9 @@ class Books:
             for name in roles:
                 for grad in gradients(cast.roles[name].params):
                     summed(grad)
+        if self.run.scaling:
+            for name in roles:
+                self.run.scaling.undo(gradients(cast.roles[name].params))
         return {name: gradient_norm(cast.roles[name].params.values()) for name in roles}
 
     def means(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from limbeck.engine.objective import Objective, Term
 from limbeck.engine.optim import EMA, Optim
 from limbeck.engine.ranks import any_of, as_the_first
 from limbeck.engine.roles import Cast, Role
+from limbeck.engine.scaling import scaling_for
 from limbeck.engine.shards import explained, filled, gathered, hollow, part_of, spread
 from limbeck.engine.states import load_module, own_state
 from limbeck.engine.student import Grows
@@ -28,7 +30,7 @@ BASE = "lent by"
 """What a result that has borrowed says of the lender; no parameter is called so."""
 
 PATIENCE = 10
-"""So many updates in a row may have a non-finite loss or gradient before a run ends."""
+"""So many updates in a row may have a non-finite loss or gradient before a run ends; overflows of a scale are none."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def distill(
         optim: how roles learn; one for all, or by role with ``"default"`` for the others.
         ema: moving average of each student; where there is one, it is the result.
         accumulate: micro-batches of a tick.
-        autocast: dtype of the forward passes, such as ``torch.bfloat16``.
+        autocast: dtype of the forward passes, such as ``torch.bfloat16``; for ``torch.float16`` losses are scaled, see
+            `limbeck.engine.scaling`.
         memory: how networks lie in memory; one for all, or by teacher and role with ``"default"`` for the others.
         shard: of several processes each holds a part of every network, the ones given here included, which are then
             called and not read; `Run.whole` and `Run.finish` give results in one piece. One process holds all.
@@ -174,6 +177,8 @@ class Run:
         self.skipped = 0
         self.asked: dict[str, dict[str, bool]] = {}
         self._failures = dict.fromkeys(cast.roles, 0)
+        trained = (p for role in cast.roles.values() for p in role.params.values())
+        self.scaling = scaling_for(autocast, cast.tensors(), trained)
 
     def _refuse_coupled(self) -> None:
         if self.accumulate * self.world == 1:
@@ -241,6 +246,8 @@ class Run:
         losses, values = books.means(), torch.stack([*norms.values()]).tolist() if norms else []
         norm = dict(zip(norms, values, strict=True))
         skipped = tuple(name for name in roles if not self._finite(name, norm, due, losses))
+        if self.scaling:
+            self.scaling.update(overflow=any(self._overflows(name, norm, due, losses) for name in roles))
         put_buffers(pair for name in skipped for pair in buffers[name])  # running statistics saw the bad batch too
         self._update([name for name in roles if name not in skipped], norm, progress, last)
         if self._forget:
@@ -254,13 +261,22 @@ class Run:
         return Place(self.seed, self.i, progress, slice(first, first + size), self.batch, self.device)
 
     def _finite(self, name: str, norms: Mapping[str, float], due: Sequence[Term], losses: Mapping[str, float]) -> bool:
-        values = [norms[name], *(losses[term.name] for term in due if name in term.roles)]
-        finite = all(abs(value) < float("inf") for value in values)
-        self._failures[name] = 0 if finite else self._failures[name] + 1
+        values = [norms[name], *_losses_of(name, due, losses)]
+        finite = all(map(isfinite, values))
+        if not self._overflows(name, norms, due, losses):  # with another scale that is finite
+            self._failures[name] = 0 if finite else self._failures[name] + 1
         self.skipped += not finite
         if self._failures[name] == PATIENCE:
             raise Diverged(f"{PATIENCE} updates in a row of {name!r} were not finite, the last at tick {self.i}.")
         return finite
+
+    def _overflows(
+        self, name: str, norms: Mapping[str, float], due: Sequence[Term], losses: Mapping[str, float]
+    ) -> bool:
+        """Whether a role's gradient is not finite while its losses are, and a smaller scale may help."""
+        if self.scaling is None or self.scaling.least or isfinite(norms[name]):
+            return False
+        return all(map(isfinite, _losses_of(name, due, losses)))
 
     @torch.no_grad()
     def _update(self, names: Sequence[str], norms: Mapping[str, float], progress: float, tick: Tick | None) -> None:
@@ -297,6 +313,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to end with the same bits; of shards, on the first process alone."""
         state = {"i": self.i, "skipped": self.skipped, "failures": dict(self._failures), **self.cast.state_dict()}
+        state |= {"scaling": self.scaling.state_dict()} if self.scaling else {}
         return gathered(state) if self._forget else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -304,6 +321,8 @@ class Run:
         self.cast.load_state_dict(state)
         self.i, self.skipped = int(state["i"]), int(state["skipped"])
         self._failures = {name: int(state["failures"][name]) for name in self._failures}
+        if self.scaling:
+            self.scaling.load_state_dict(state["scaling"])
 
 
 def ordered(terms: Sequence[Term], first: Collection[str] = ()) -> tuple[Term, ...]:
@@ -323,6 +342,11 @@ def ordered(terms: Sequence[Term], first: Collection[str] = ()) -> tuple[Term, .
             name = f"{term.stem}#{int(number or 1) + 1}"
         result[name] = replace(term, name=name)
     return tuple(sorted(result.values(), key=lambda term: (not set(term.roles) & set(first), -len(term.roles))))
+
+
+def _losses_of(name: str, due: Sequence[Term], losses: Mapping[str, float]) -> Iterator[float]:
+    """Of the terms that train a role."""
+    return (losses[term.name] for term in due if name in term.roles)
 
 
 def _names(seed: int | tuple[object, ...]) -> tuple[object, ...]:

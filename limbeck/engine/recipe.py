@@ -72,6 +72,7 @@ class Stage:
         ema: moving average of the student.
         accumulate: micro-batches of a tick.
         bf16: forward passes in bfloat16; parameters, gradients and losses stay as they are.
+        fp16: forward passes in float16, with losses scaled so that gradients do not underflow.
         memory: how each network lies in memory; ``default`` is for those not named.
         shard: of several processes each holds a part of every network, instead of all of it; see `distill`.
     """
@@ -87,12 +88,15 @@ class Stage:
     ema: EMA | None = None
     accumulate: int = 1
     bf16: bool = False
+    fp16: bool = False
     memory: Mapping[str, Memory] = field(default_factory=lambda: {"default": Memory()})
     shard: bool = False
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, 1)
         in_range("batch", self.batch, 1)
+        if self.bf16 and self.fp16:
+            raise BadSetting("a stage has either bf16 or fp16, not both.")
 
     def start(self, problem: Problem, prior: Prior, seed: int, device: torch.device | None = None) -> Run:
         """The run of this stage, checked and ready; on a device, or where its modules are."""
@@ -113,7 +117,7 @@ class Stage:
             optim=self.optim,
             ema=self.ema,
             accumulate=self.accumulate,
-            autocast=torch.bfloat16 if self.bf16 else None,
+            autocast=torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None,
             memory=self.memory,
             shard=self.shard,
             seed=(seed, self.name),

@@ -55,7 +55,8 @@ def spread(cast: "Cast") -> Callable[[], None]:
     passed = set[Any]()
     for root in dict.fromkeys(root for tree in trees for root in _roots(tree, shared, joint)):
         ignored = {p for p in root.parameters() if p.dim() == 0 or not p.is_contiguous()}
-        mesh = init_device_mesh(next(root.parameters()).device.type, (dist.get_world_size(),))
+        where = next(root.parameters()).device.type
+        mesh = init_device_mesh("cpu" if where == "meta" else where, (dist.get_world_size(),))
         for unit in (*dict.fromkeys(_units(root)), root):
             unit.register_forward_hook(_no_view)
             # also the root, or it would be whole, and as it was, in its next pass
@@ -215,6 +216,15 @@ def whole(x: Tensor) -> Tensor:
 def part_of(x: Tensor) -> Tensor:
     """This process's part of a tensor; all of it where it is whole."""
     return x.to_local() if is_shard(x) else x  # type: ignore[attr-defined], which a shard has
+
+
+def part_like(part: Tensor, like: Tensor) -> Tensor:
+    """The shard of which this is the process's part, cut as another shard is."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    shape, stride = like.shape, like.stride()
+    return DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
 
 
 def as_lies(value: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A run without values: its ticks go through the same loop and compute shapes alone, so any size can be planned."""
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from math import prod
@@ -12,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from limbeck.engine.loop import Run
+from limbeck.engine.shards import is_shard, part_like, part_of
 from limbeck.errors import Incompatible
+from limbeck.evaluate.memory import in_parts
 
 KNOWN = 256
 """So many numbers that follow from a program's own, as the noise levels of a sampler do, keep their values."""
@@ -26,6 +29,7 @@ def hollow(run: Run) -> Generator["Reads"]:
     """Inside, the tensors of a run have shapes and no values; after it, they are as before, without moments.
 
     Parameters on the meta device count as the processor's, so that a network can be planned whose weights nobody has.
+    A run in shards must not have had a tick before, and has none after: FSDP keeps to the parameters it began with.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, tuple[Tensor, Tensor]] = {}
@@ -38,7 +42,8 @@ def hollow(run: Run) -> Generator["Reads"]:
     reads, limit = Reads(), fake_tensor.CONSTANT_NUMEL_LIMIT
     try:
         fake_tensor.CONSTANT_NUMEL_LIMIT = KNOWN
-        with mode, reads:
+        with mode, reads, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # FSDP asks if it is the same
             yield reads
     finally:
         fake_tensor.CONSTANT_NUMEL_LIMIT = limit
@@ -60,6 +65,8 @@ class Reads(TorchDispatchMode):
     drawn = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if in_parts(types):
+            return NotImplemented
         kwargs = kwargs or {}
         if func is READS and isinstance(args[0], FakeTensor) and args[0].constant is None:
             if not args[0].is_floating_point():
@@ -100,10 +107,13 @@ def _swap(
 
 
 def _fake(x: Tensor, mode: FakeTensorMode, fakes: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
-    """A tensor without values of the same shape; the same one for the same tensor."""
+    """A tensor without values of the same shape, or a shard of one; the same one for the same tensor."""
     if id(x) not in fakes:
+        part = part_of(x.detach())
         with mode:
-            made: Tensor = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+            made: Tensor = torch.empty_strided(part.shape, part.stride(), dtype=x.dtype, device="cpu")
+            if is_shard(x):
+                made = part_like(made, x)
             if isinstance(x, nn.Parameter):
                 made = nn.Parameter(made, requires_grad=x.requires_grad)
         fakes[id(x)] = x, made

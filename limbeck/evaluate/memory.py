@@ -4,9 +4,12 @@ import gc
 import weakref
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_map_only
+
+from limbeck.engine.shards import part_of
 
 
 def peak(work: Callable[[], object], start: Iterable[Tensor] | None = None) -> int:
@@ -27,19 +30,19 @@ def peak(work: Callable[[], object], start: Iterable[Tensor] | None = None) -> i
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages of tensors, each storage once.
+    """Bytes of the storages of tensors, each storage once; of shards, this process's parts.
 
     >>> import torch
     >>> x = torch.zeros(10)
     >>> size_of([x, x[:5], torch.zeros(1)])
     44
     """
-    storages = {storage._cdata: storage for storage in (x.untyped_storage() for x in tensors)}
+    storages = {storage._cdata: storage for storage in (part_of(x).untyped_storage() for x in tensors)}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 class Held(TorchDispatchMode):
-    """Counts the bytes of storages from their first appearance until they are freed.
+    """Counts the bytes of storages from their first appearance until they are freed, or made smaller, as FSDP does.
 
     Attributes:
         now: bytes held at this moment.
@@ -49,31 +52,55 @@ class Held(TorchDispatchMode):
     def __init__(self, start: Iterable[Tensor] | None = None) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._known: set[int] = set()
+        self._known: dict[int, int] = {}
         gc.collect()
         for item in gc.get_objects() if start is None else start:
             if issubclass(type(item), Tensor):  # isinstance() would ask things that warn of being asked
                 self._see(item)
 
     def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+        storage = part_of(tensor).untyped_storage()
         key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._free, key, size)
+        if key not in self._known:
+            self._known[key] = 0
+            self._holds(key, storage.nbytes())
+            weakref.finalize(storage, self._free, key)
 
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+    def _holds(self, key: int, size: int) -> None:
+        self.now += size - self._known[key]
+        self._known[key] = size
+        self.most = max(self.most, self.now)
+
+    def _free(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+    def __enter__(self) -> "Held":
+        resize = self._resize = torch.UntypedStorage.resize_  # no operation that a mode would see
+
+        def resized(storage: torch.UntypedStorage, size: int) -> object:
+            out = resize(storage, size)
+            if storage._cdata in self._known:
+                self._holds(storage._cdata, size)
+            return out
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        del torch.UntypedStorage.resize_
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if in_parts(types):
+            return NotImplemented
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, out)
         return out
 
 
-__all__ = ["Held", "peak", "size_of"]
+def in_parts(types: Iterable[type]) -> bool:
+    """Whether an operation is on shards: one that a mode leaves to them, and then sees on this process's parts."""
+    return any(map(is_traceable_wrapper_subclass_type, types))
+
+
+__all__ = ["Held", "in_parts", "peak", "size_of"]

@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from limbeck.engine.data import Source
 from limbeck.engine.loop import Run
+from limbeck.engine.shards import is_shard
 from limbeck.evaluate.hollow import hollow
-from limbeck.evaluate.memory import peak, size_of
+from limbeck.evaluate.memory import in_parts, peak, size_of
 from limbeck.evaluate.operations import Operations
+from limbeck.rng import Rng
 
 WINDOW = 1000
 """So many ticks are looked at for which losses are due in them."""
@@ -41,6 +43,7 @@ class Needs:
         operations: of a tick's matrix products, on average.
         seconds: of a tick, on average; None if it is not known how fast the device is.
         measured: whether its ticks were run with values, because they cannot be run without.
+        shards: whether it holds a part of every network alone, and gathers what it needs.
     """
 
     stage: str
@@ -56,6 +59,7 @@ class Needs:
     operations: float
     seconds: float | None = None
     measured: bool = False
+    shards: bool = False
 
     @property
     def still(self) -> int:
@@ -76,6 +80,7 @@ def needs(run: Run, stage: str = "", *, values: bool = False) -> Needs:
         stage: its name.
         values: whether to run them with values instead, and learn.
     """
+    run.source.take(2, Rng((*run.seed, "example")))  # what it makes once and keeps is there before the ticks
     if values:
         return replace(_needs(run, stage, lambda: True), measured=True)
     with hollow(run) as reads:
@@ -83,19 +88,18 @@ def needs(run: Run, stage: str = "", *, values: bool = False) -> Needs:
 
 
 def _needs(run: Run, stage: str, drawn: Callable[[], bool]) -> Needs:
-    due = cadence(run)
-    for ticks in due:
-        _tick(run, ticks[0])  # everyone has moments after it
+    due, exchanged, operations = cadence(run), 0.0, 0.0
+    # everyone has moments after these; the first ticks in shards take most, since nothing is known of their order
+    peaks = [(peak(lambda i=ticks[0]: _tick(run, i), _all(_parts(run))), ticks[0]) for ticks in due]
     parts = _parts(run)
-    fixed = [x for part in parts.values() for x in part]
-    still, worst, gradients, exchanged, operations = size_of(fixed), 0, 0, 0.0, 0.0
+    fixed = _all(parts)
     for i, share in _chosen(due, 3 if drawn() else 1):
         with Exchange() as sent, Operations() as counted:
-            most = peak(lambda i=i: _tick(run, i), fixed)
+            peaks.append((peak(lambda i=i: _tick(run, i), fixed), i))
         exchanged += share * sent.bytes
         operations += share * counted.total
-        if most > worst:
-            worst, gradients = most, min(most - still, _gradients(run, i))
+    still, (worst, when) = size_of(fixed), max(peaks)
+    gradients = min(worst - still, _gradients(run, when))
     sizes = _sizes(parts)
     return Needs(
         stage=stage,
@@ -109,6 +113,7 @@ def _needs(run: Run, stage: str, drawn: Callable[[], bool]) -> Needs:
         activations=worst - still - gradients,
         exchanged=exchanged,
         operations=operations,
+        shards=any(map(is_shard, fixed)),
     )
 
 
@@ -168,6 +173,10 @@ def _parts(run: Run) -> dict[str, list[Tensor]]:
     return {name: part for name, part in parts.items() if part or name in OTHERS}
 
 
+def _all(parts: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+    return [x for part in parts.values() for x in part]
+
+
 def _tensors(kept: Tensor | nn.Module) -> list[Tensor]:
     return [kept] if isinstance(kept, Tensor) else [*kept.parameters(), *kept.buffers()]
 
@@ -203,12 +212,15 @@ class Exchange(TorchDispatchMode):
         self.bytes = 0.0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if in_parts(types):
+            return NotImplemented
         name = func._opname if func.namespace in ("c10d", "_c10d_functional") else ""
+        out = func(*args, **(kwargs or {}))
         if name and not name.startswith(("barrier", "wait")):
-            moved = max(size_of([x for x in tree_leaves(arg) if isinstance(x, Tensor)]) for arg in args[:2])
+            moved = max(size_of(x for x in tree_leaves(some) if isinstance(x, Tensor)) for some in (*args[:2], out))
             n = dist.get_world_size()
             self.bytes += (2 if "allreduce" in name or "all_reduce" in name else 1) * (n - 1) / n * moved
-        return func(*args, **(kwargs or {}))
+        return out
 
 
 __all__ = ["Exchange", "Needs", "cadence", "needs", "seconds"]

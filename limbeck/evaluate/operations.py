@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from limbeck.evaluate.memory import in_parts
+
 
 def operations(work: Callable[[], object]) -> int:
     """Operations of the work.
@@ -37,6 +39,8 @@ class Operations(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if in_parts(types):
+            return NotImplemented
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         formula = FORMULAS.get(func._overloadpacket)
