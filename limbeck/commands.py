@@ -96,10 +96,10 @@ def distill(
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
-    record, where = _start(system, on, values, seed, out, resume, given or {}, device)
+    record, where, problem = _start(system, on, values, seed, out, resume, given or {}, device)
     track = choose(track, where)
     torch.set_num_threads(record["threads"])
-    recipe, problem = loading.rebuild(record, where if (where / "recipe.json").exists() else None)
+    recipe = loading.rebuild(record, problem)
     watch = moments(problem, where, say) if leads() else unseen
     session = Session(
         recipe,
@@ -164,8 +164,8 @@ def _start(
     resume: bool,
     given: dict[str, str],
     device: str | None,
-) -> tuple[dict[str, Any], Path]:
-    """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
+) -> tuple[dict[str, Any], Path, Problem]:
+    """What to run, as ``recipe.json`` describes it, in which folder and on what; nothing is written yet."""
     again = loading.read_description(Path(system)) if system.endswith(".json") else None
     if again is not None:
         given = {**(again["given"] if on is None else {}), **given}
@@ -192,7 +192,7 @@ def _start(
     if not begun:
         if resume:
             say(f"{where} holds no run; starting from the beginning.")
-        return record, where
+        return record, where, problem
     old = loading.read_description(where / "recipe.json")
     was, now = ({"given": {}, **one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
     said = {"system": system, "problem": on, "given": given, "seed": seed, "device": device}
@@ -200,7 +200,7 @@ def _start(
     if other := next((key for key in asked if now.get(key) != was.get(key)), None):
         got = f"{other} {was.get(other)}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")
-    return old, where
+    return old, where, problem
 
 
 def _write_record(where: Path, record: dict[str, Any]) -> None:
