@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -101,16 +102,18 @@ def distill(
     torch.set_num_threads(record["threads"])
     recipe = loading.rebuild(record, problem)
     watch = moments(problem, where, say) if leads() else unseen
-    session = Session(
-        recipe,
-        problem,
-        where,
-        seed=record["seed"],
-        device=loading.device_of(record),
-        checkpoint_every=checkpoint_every,
-        say=say,
-        watch=watch,
-    )
+    with _undone(where):
+        problem.keep(where)
+        session = Session(
+            recipe,
+            problem,
+            where,
+            seed=record["seed"],
+            device=loading.device_of(record),
+            checkpoint_every=checkpoint_every,
+            say=say,
+            watch=watch,
+        )
     if resume:
         _say_where(session)
     meet()  # all have read the folder
@@ -121,7 +124,6 @@ def distill(
         return 0 if session.finished else 130
     about = _about(record, recipe, problem)
     _write_record(where, record)
-    problem.keep(where)
     with tracking(track, session, record["settings"], say) as tracked:
         with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
             _follow(session, report, tracked)
@@ -201,6 +203,18 @@ def _start(
         got = f"{other} {was.get(other)}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")
     return old, where, problem
+
+
+@contextmanager
+def _undone(where: Path) -> Iterator[None]:
+    """A run that is refused inside leaves no folder where there was none."""
+    there = where.exists()
+    try:
+        yield
+    except BaseException:
+        if leads() and not there:
+            shutil.rmtree(where, ignore_errors=True)
+        raise
 
 
 def _write_record(where: Path, record: dict[str, Any]) -> None:

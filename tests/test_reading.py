@@ -8,7 +8,7 @@ import torch
 
 from limbeck.bridges import Pipeline, read_pipeline
 from limbeck.cli import main
-from limbeck.engine import Memory
+from limbeck.engine import Memory, Recipe
 from limbeck.evaluate.memory import peak, size_of
 from limbeck.loading import load_recipe
 
@@ -80,9 +80,14 @@ def test_a_base_in_half_never_lies_there_in_single_precision(dit: Path, tmp_path
     for name, values in (("half", HALF), ("single", {})):
         problem = Pipeline(tmp_path)
         recipe = load_recipe("dmd2", problem, {**values, "rank": "2"})
-        most[name] = peak(lambda problem=problem, recipe=recipe: problem.asked_by(recipe), start=())
+        most[name] = peak(lambda problem=problem, recipe=recipe: _read(problem, recipe), start=())
         assert most[name] >= size_of(problem.teacher.parameters())
     assert most["half"] < 0.75 * most["single"]
+
+
+def _read(problem: Pipeline, recipe: Recipe) -> None:
+    problem.asked_by(recipe)
+    assert problem.teacher
 
 
 def test_a_student_of_its_own_begins_with_the_weights_as_they_are(dit: Path) -> None:

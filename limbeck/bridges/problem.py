@@ -17,12 +17,13 @@ from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts
 from limbeck.diffusion import Denoiser, Guidance, Karras
 from limbeck.engine.data import Batch, Drawn, Source
 from limbeck.engine.memory import HALF, Memory
+from limbeck.engine.ranks import leads, meet
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.settings import settings
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.problem import Generative, home_of
 from limbeck.rng import Rng
-from limbeck.tree import Tree, moved, rows, tree_map
+from limbeck.tree import Tree, moved, tree_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +114,7 @@ class Pipeline(Generative):
         if not self.takes_prompts:
             return None
         index = rng.integers(n, len(self.prompts.texts))
-        return self._inputs(tree_map(lambda x: x[index.to(x.device)].to(rng.device), self.prompts.rows))
+        return self._inputs(tree_map(lambda x: x.to(rng.device), self.prompts.rows(index)))
 
     def spread(self, n: int) -> Tree:
         return self.told(torch.arange(n))
@@ -124,7 +125,7 @@ class Pipeline(Generative):
             return index % self.classes
         if not self.takes_prompts:
             return None
-        return self._inputs(rows(self.prompts.rows, index % len(self.prompts.texts)))
+        return self._inputs(self.prompts.rows(index % len(self.prompts.texts)))
 
     @cached_property
     def _reference(self) -> Tensor:
@@ -153,7 +154,6 @@ class Pipeline(Generative):
         if (half := _half_of(recipe)) != self.half:
             self.half = half
             vars(self).pop("teacher", None)
-        _ = self.teacher  # whatever is wrong with it is said before anything is written
 
     @property
     def asked(self) -> Denoiser:
@@ -197,7 +197,11 @@ class Pipeline(Generative):
 
     def keep(self, folder: Path) -> None:
         if self.takes_prompts and self._known is None:
-            self.prompts.write(folder / "prompts")
+            if leads():
+                encode(self.folder, self.texts, self.negative, into=folder / "prompts")
+            meet()
+            self._known = kept(folder / "prompts", self.folder)
+        _ = self.teacher  # what is wrong with its weights is said as early as this
 
 
 OTHERS = {"fake", "noise", "null", "critic"}
