@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -96,21 +97,23 @@ def distill(
     if checkpoint_every < 0:
         raise BadSetting(f"checkpoint-every must be at least 0, got {checkpoint_every}.")
     console.quiet = not leads()
-    record, where = _start(system, on, values, seed, out, resume, given or {}, device)
+    record, where, problem = _start(system, on, values, seed, out, resume, given or {}, device)
     track = choose(track, where)
     torch.set_num_threads(record["threads"])
-    recipe, problem = loading.rebuild(record, where if (where / "recipe.json").exists() else None)
+    recipe = loading.rebuild(record, problem)
     watch = moments(problem, where, say) if leads() else unseen
-    session = Session(
-        recipe,
-        problem,
-        where,
-        seed=record["seed"],
-        device=loading.device_of(record),
-        checkpoint_every=checkpoint_every,
-        say=say,
-        watch=watch,
-    )
+    with _undone(where):
+        problem.keep(where)
+        session = Session(
+            recipe,
+            problem,
+            where,
+            seed=record["seed"],
+            device=loading.device_of(record),
+            checkpoint_every=checkpoint_every,
+            say=say,
+            watch=watch,
+        )
     if resume:
         _say_where(session)
     meet()  # all have read the folder
@@ -121,7 +124,6 @@ def distill(
         return 0 if session.finished else 130
     about = _about(record, recipe, problem)
     _write_record(where, record)
-    problem.keep(where)
     with tracking(track, session, record["settings"], say) as tracked:
         with reporting(session, about) as report, attempt(where), stop_on_signals(session), suppress(KeyboardInterrupt):
             _follow(session, report, tracked)
@@ -164,8 +166,8 @@ def _start(
     resume: bool,
     given: dict[str, str],
     device: str | None,
-) -> tuple[dict[str, Any], Path]:
-    """What to run, as ``recipe.json`` describes it, and in which folder; nothing is written yet."""
+) -> tuple[dict[str, Any], Path, Problem]:
+    """What to run, as ``recipe.json`` describes it, in which folder and on what; nothing is written yet."""
     again = loading.read_description(Path(system)) if system.endswith(".json") else None
     if again is not None:
         given = {**(again["given"] if on is None else {}), **given}
@@ -192,7 +194,7 @@ def _start(
     if not begun:
         if resume:
             say(f"{where} holds no run; starting from the beginning.")
-        return record, where
+        return record, where, problem
     old = loading.read_description(where / "recipe.json")
     was, now = ({"given": {}, **one, **one["settings"]} for one in (old, json.loads(json.dumps(record))))
     said = {"system": system, "problem": on, "given": given, "seed": seed, "device": device}
@@ -201,7 +203,19 @@ def _start(
     if other := next((key for key in asked if now.get(key) != was.get(key)), None):
         got = f"{other} {was.get(other)}, not {now.get(other)}"
         raise BadSetting(f"{where} was begun with {got}; ask for the same or nothing, or choose another --out.")
-    return old, where
+    return old, where, problem
+
+
+@contextmanager
+def _undone(where: Path) -> Iterator[None]:
+    """A run that is refused inside leaves no folder where there was none."""
+    there = where.exists()
+    try:
+        yield
+    except BaseException:
+        if leads() and not there:
+            shutil.rmtree(where, ignore_errors=True)
+        raise
 
 
 def _write_record(where: Path, record: dict[str, Any]) -> None:

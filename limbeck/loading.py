@@ -293,16 +293,15 @@ def device_of(record: Mapping[str, Any]) -> torch.device:
         raise BadSetting(f"device must be one that this machine has, such as cpu, got {name}.") from error
 
 
-def rebuild(record: Mapping[str, Any], folder: Path | None = None) -> tuple[Recipe, Problem]:
-    """The recipe and problem that a ``recipe.json`` describes; what its run has kept is in ``folder``."""
-    problem = load_problem(record["problem"], record.get("given"), folder)
+def rebuild(record: Mapping[str, Any], problem: Problem) -> Recipe:
+    """The recipe that a ``recipe.json`` describes, on its problem, which then knows how it is asked."""
     recipe = load_recipe(record["system"], problem, record["arguments"])
     known = settings(recipe)
     if unknown := sorted(x for x in record["settings"] if x not in known and not find_of_role(known, x)):
         raise BadSetting(f"{record['system']} has no setting {unknown[0]!r} any more.")
     recipe = override(recipe, record["settings"])
     problem.asked_by(recipe)
-    return recipe, problem
+    return recipe
 
 
 def vary(record: Mapping[str, Any], problem: Problem, values: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
@@ -324,7 +323,8 @@ def load_run(folder: Path) -> Session:
     if not folder.is_dir():
         raise BadFile(f"{folder} is not a run's folder.")
     record = read_description(folder / "recipe.json")
-    recipe, problem = rebuild(record, folder)
+    problem = load_problem(record["problem"], record["given"], folder)
+    recipe = rebuild(record, problem)
     said: list[str] = []
     device = device_of(record) if torch.cuda.is_available() else None
     session = Session(recipe, problem, folder, seed=record["seed"], device=device, say=said.append)

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from limbeck.bridges.conditions import pack, unpack
 from limbeck.bridges.prompts import kept
 from limbeck.cli import main
 from limbeck.diffusion import CFG, few_step, sample
+from limbeck.engine.checkpoint import checksum
 from limbeck.errors import BadFile
+from limbeck.evaluate.memory import peak
 from limbeck.loading import describe, load_problem, load_recipe, load_run
 from limbeck.rng import Rng, seeded
 from limbeck.students import FewStep
@@ -71,7 +74,9 @@ def test_a_text_pipeline_is_distilled_and_leaves_as_one(
 ) -> None:
     on, run, out = made(name), tmp_path / "run", tmp_path / "out"
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr("limbeck.bridges.problem.encode", lambda *given: asked.append(given[1]) or encode(*given))
+    monkeypatch.setattr(
+        "limbeck.bridges.problem.encode", lambda *given, **into: asked.append(given[1]) or encode(*given, **into)
+    )
     assert distilled(on, prompts, run, "--negative", "night", "--guidance", "CFG(scale=3.0)") == 0
     assert asked == [TEXTS]
     given = {"prompts": str(prompts), "negative": "night"}
@@ -150,13 +155,14 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(
     assert _state(tmp_path / "again") == _state(run)
     prompts.unlink()
 
-    def again(*_: object) -> None:
+    def again(*_: object, **__: object) -> None:
         raise AssertionError("the encoders have run already")
 
     monkeypatch.setattr("limbeck.bridges.problem.encode", again)
     problem = load_run(run).problem
     assert isinstance(problem, Pipeline) and problem.prompts.texts == TEXTS and problem.prompts.negative == "night"
-    assert all(torch.equal(problem.prompts.rows[name], own.rows[name]) for name in own.rows)
+    mine, theirs = (known.rows(torch.arange(3)) for known in (problem.prompts, own))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert all(torch.equal(problem.prompts.null[name], own.null[name]) for name in own.null)
     assert main(["distill", "sid", "--on", str(on), "--out", str(run), "--resume"]) == 0
     assert main(["distill", "sid", *_command(on, prompts, run), "--negative", "fog", "--resume"]) == 2
@@ -175,8 +181,7 @@ def test_other_encoders_or_damage_make_a_cache_useless(
     made: Callable[[str], Path], prompts: Path, tmp_path: Path
 ) -> None:
     on, cache = made("stable_diffusion"), tmp_path / "cache"
-    known = encode(on, TEXTS)
-    known.write(cache)
+    encode(on, TEXTS, into=cache)
     assert kept(cache, on) is not None
     other = tmp_path / "other"
     shutil.copytree(on, other)
@@ -184,6 +189,79 @@ def test_other_encoders_or_damage_make_a_cache_useless(
     assert kept(cache, other) is None
     (cache / "prompts.json").write_text((cache / "prompts.json").read_text().replace("fox", "cat"))
     assert kept(cache, on) is None
+
+
+def test_encoders_are_told_apart_without_being_read(
+    made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written to is noticed even where size and time are as before; a copy is compared file by file."""
+    on, cache = tmp_path / "on", tmp_path / "cache"
+    shutil.copytree(made("stable_diffusion"), on)
+    encode(on, TEXTS, into=cache)
+    shutil.copytree(on, tmp_path / "copy")
+    assert kept(cache, tmp_path / "copy") is not None
+    read: list[Path] = []
+    monkeypatch.setattr(prompts_of, "checksum", lambda path: read.append(path) or checksum(path))
+    assert kept(cache, on) is not None and not read
+    weights = on / "text_encoder" / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_size == before.st_size and weights.stat().st_mtime_ns == before.st_mtime_ns
+    assert kept(cache, on) is None
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(
+    made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(_: Any, texts: list[str]) -> dict[str, Tensor]:
+        numbers = torch.tensor([float(text or 0) for text in texts])
+        return {"embeds": numbers[:, None, None].expand(-1, 24, 64).contiguous(), "pooled": -numbers[:, None]}
+
+    monkeypatch.setattr(prompts_of, "_embed", embed)
+    monkeypatch.setattr(prompts_of, "_embed_null", lambda pipeline, negative: embed(pipeline, [""]))
+    monkeypatch.setattr(prompts_of, "AT_ONCE", 2**17)
+    on, most, index = made("stable_diffusion"), dict[int, int](), torch.tensor([150, 3, 3, 99, 20, 0, 21])
+    for n in (200, 2000):
+        texts, into = [str(k) for k in range(n)], tmp_path / f"{n}"
+
+        def work(texts: list[str] = texts, into: Path = into) -> None:
+            known = encode(on, texts, into=into)
+            found = (kept(into, on) or known).rows(index)
+            assert torch.equal(found["embeds"][:, 0, 0], index.float())
+            assert torch.equal(found["pooled"][:, 0], -index.float())
+
+        most[n] = peak(work, start=())
+    files = [path.stat().st_size for path in (tmp_path / "2000").iterdir()]
+    assert most[2000] < 1.05 * most[200] < sum(files) / 10 and max(files) < 2**18
+
+
+def test_embedded_prompts_go_with_the_last_who_needs_them(made: Callable[[str], Path]) -> None:
+    known = encode(made("stable_diffusion"), TEXTS)
+    home = known.folder.parent
+    assert home.is_dir()
+    del known
+    gc.collect()
+    assert not home.exists()
+
+
+def test_of_several_processes_one_asks_the_encoders(
+    made: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = (Pipeline(made("stable_diffusion"), prompts=prompts) for _ in range(2))
+    monkeypatch.setattr("limbeck.bridges.problem.leads", lambda: False)
+    monkeypatch.setattr("limbeck.bridges.problem.meet", lambda: encode(first.folder, first.texts, into=where))
+    asked, where = [], tmp_path / "prompts"
+    monkeypatch.setattr("limbeck.bridges.problem.encode", lambda *given, **into: asked.append(given))
+    other.keep(tmp_path)
+    assert not asked and other.prompts.texts == TEXTS and other.prompts.folder == where
+
+
+def test_what_is_refused_leaves_no_prompts(made: Callable[[str], Path], prompts: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["distill", "sid", *_command(made("stable_diffusion"), prompts, run), "--accumulate", "3"]) == 2
+    assert not run.exists()
 
 
 def test_the_encoders_are_let_go(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,23 +274,24 @@ def test_the_encoders_are_let_go(made: Callable[[str], Path], monkeypatch: pytes
     monkeypatch.setattr(prompts_of, "_encoders", watched)
     known = encode(made("stable_diffusion"), TEXTS)
     gc.collect()
-    assert len(alive) == 1 and alive[0]() is None and len(known.rows["embeds"]) == 3
+    assert len(alive) == 1 and alive[0]() is None and len(known.rows(torch.arange(3))["embeds"]) == 3
 
 
 def test_batches_of_prompts_change_nothing(made: Callable[[str], Path]) -> None:
-    whole, cut = (encode(made("stable_diffusion_xl"), TEXTS, batch=batch) for batch in (3, 2))
-    assert sorted(whole.rows) == ["embeds", "pooled"]
-    for name in whole.rows:
-        torch.testing.assert_close(whole.rows[name], cut.rows[name], rtol=1e-5, atol=1e-6)
-    assert not whole.null["embeds"].any()  # what this pipeline takes for the empty prompt
+    known = [encode(made("stable_diffusion_xl"), TEXTS, batch=batch) for batch in (3, 2)]
+    whole, cut = (one.rows(torch.arange(3)) for one in known)
+    assert sorted(whole) == ["embeds", "pooled"]
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], rtol=1e-5, atol=1e-6)
+    assert not known[0].null["embeds"].any()  # what this pipeline takes for the empty prompt
 
 
 def test_prompts_are_drawn_as_rows(made: Callable[[str], Path], prompts: Path) -> None:
     problem = Pipeline(made("stable_diffusion_xl"), prompts=prompts)
     cond = problem.conditions(64, Rng(0))
-    index = Rng(0).integers(64, 3)
-    assert torch.equal(cond["encoder_hidden_states"], problem.prompts.rows["embeds"][index])
-    assert torch.equal(cond["added_cond_kwargs"]["text_embeds"], problem.prompts.rows["pooled"][index])
+    index, known = Rng(0).integers(64, 3), problem.prompts.rows(torch.arange(3))
+    assert torch.equal(cond["encoder_hidden_states"], known["embeds"][index])
+    assert torch.equal(cond["added_cond_kwargs"]["text_embeds"], known["pooled"][index])
     sizes = [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]
     assert cond["added_cond_kwargs"]["time_ids"].tolist() == [sizes] * 64
 

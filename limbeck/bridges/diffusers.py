@@ -166,18 +166,19 @@ class Diffusers(Featured):
         return tree_map(lambda x: x.to(x_t.device).expand(len(x_t), *x.shape[1:]), dict(self.null))
 
 
-def read_pipeline(folder: str | Path, *, weights: bool = True) -> Diffusers:
+def read_pipeline(folder: str | Path, *, weights: bool = True, dtype: torch.dtype = torch.float32) -> Diffusers:
     """The denoiser of a pipeline's folder; weights are read from safetensors alone.
 
     Args:
         folder: of the pipeline.
         weights: whether they are read; else the network is made from its configuration, on the meta device.
+        dtype: of the parameters, as they are read.
 
     Raises:
         Incompatible: diffusers is missing, no denoiser that is known, a scheduler that is no noise process of ours.
         BadFile: a folder that is no pipeline.
     """
-    net = read_part(folder, place_of(folder), weights=weights)
+    net = read_part(folder, place_of(folder), weights=weights, dtype=dtype)
     keep_labels(net)
     clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
     clock = replace(clock, even=is_packed(net))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from limbeck.catalogue import is_id
 from limbeck.errors import BadFile, Incompatible
@@ -86,13 +88,14 @@ def kind_of(name: object) -> Any:
     return kind
 
 
-def read_part(folder: str | Path, name: str, *, weights: bool = True) -> Any:
+def read_part(folder: str | Path, name: str, *, weights: bool = True, dtype: torch.dtype = torch.float32) -> Any:
     """A part of a pipeline's folder; weights are read from safetensors alone.
 
     Args:
         folder: of the pipeline.
         name: of the part.
         weights: whether a network's are read; else it is made from its configuration, on the meta device.
+        dtype: of a network's parameters as they are read; buffers stay in single precision.
 
     Raises:
         BadFile: it cannot be read.
@@ -102,13 +105,29 @@ def read_part(folder: str | Path, name: str, *, weights: bool = True) -> Any:
         kind = kind_of(index_of(folder)[name][1])
         if name == "scheduler":
             return kind.from_pretrained(folder, **here)
-        if weights:
-            return kind.from_pretrained(folder, use_safetensors=True, **here)
-        with torch.device("meta"):
-            return kind.from_config(kind.load_config(folder, **here))
+        if not weights:
+            with torch.device("meta"):
+                return kind.from_config(kind.load_config(folder, **here))
+        read = kind.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype, **here)
+        if dtype != torch.float32:
+            _fill_buffers(read, Path(folder) / name)
+        return read
     except (OSError, ValueError, LookupError, TypeError) as error:
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise BadFile(f"{folder} is not a whole pipeline: {text}.") from error
+
+
+def _fill_buffers(net: nn.Module, folder: Path) -> None:
+    """Gives a network that was read in half the buffers of its files as they are."""
+    wanted = set(net.state_dict()) - {name for name, _ in net.named_parameters()}
+    for path in sorted(folder.glob("*.safetensors")) if wanted else ():
+        if "." in path.stem:  # a variant, such as fp16, that was not asked for
+            continue
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call], for it has no types
+            for name in wanted & {*file.keys()}:
+                owner, _, leaf = name.rpartition(".")
+                value: Tensor = file.get_tensor(name)
+                net.get_submodule(owner).register_buffer(leaf, value.float() if value.is_floating_point() else value)
 
 
 def config_of_part(folder: str | Path, name: str) -> Mapping[str, Any] | None:

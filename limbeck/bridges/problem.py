@@ -16,11 +16,14 @@ from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts, unread
 from limbeck.diffusion import Denoiser, Guidance, Karras
 from limbeck.engine.data import Batch, Drawn, Source
+from limbeck.engine.memory import HALF, Memory
+from limbeck.engine.ranks import leads, meet
+from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.settings import settings
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.problems.problem import Generative, home_of
 from limbeck.rng import Rng
-from limbeck.tree import Tree, moved, rows, tree_map
+from limbeck.tree import Tree, moved, tree_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,36 +70,45 @@ class Pipeline(Generative):
         known = kept(cache, self.folder) if cache and self.takes_prompts else None
         self._known, self.negative = known, negative
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
-        self.network_read: Diffusers = read_pipeline(self.folder, weights=weights)
-        net, self.latents = self.network_read.net, Latents(self.folder)
+        self.outline, self._weights = read_pipeline(self.folder, weights=False), weights
+        self.half: torch.dtype | None = None
+        net, self.latents = self.outline.net, Latents(self.folder)
         self.shape, self.shown = _shape(net), min(self.shown, 20) if self.latents.there else self.shown
         self.classes = labels_of(net)
-        (self.ratio,) = steps_of(self.network_read.clock, 1, ratio=RATIO)
-        (noisiest,) = steps_of(self.network_read.clock, 1)
+        (self.ratio,) = steps_of(self.outline.clock, 1, ratio=RATIO)
+        (noisiest,) = steps_of(self.outline.clock, 1)
         self.times = Karras(sigma_min=0.02, sigma_max=min(noisiest, 40.0))  # above, x0 from ε is mostly its error
 
     @cached_property
     def prompts(self) -> Prompts:
         """Embedded prompts; of a pipeline without weights their shapes alone."""
-        if next(self.network_read.parameters()).is_meta:
-            return unread(self.folder, self.texts, self.network_read.net)
+        if not self._weights:
+            return unread(self.folder, self.texts, self.outline.net)
         return self._known or encode(self.folder, self.texts, self.negative)
 
     @cached_property
     def teacher(self) -> Diffusers:
+        read = read_pipeline(self.folder, dtype=self.half or torch.float32) if self._weights else self.outline
         if self.takes_prompts:
-            self.network_read.null = self._inputs(self.prompts.null)
-        return self.network_read
+            read.null = self._inputs(self.prompts.null)
+        return read
+
+    def network(self) -> Denoiser:
+        if self.half is None:
+            return self.teacher.clone(trainable=True)
+        read = read_pipeline(self.folder)  # what learns begins with the weights as they are
+        read.null = dict(self.teacher.null)
+        return read.requires_grad_(True).train()
 
     def _inputs(self, text: dict[str, Tensor]) -> dict[str, Tree]:
-        return prompt_inputs(self.network_read.net, text, self.latents.pixels(self.shape))
+        return prompt_inputs(self.outline.net, text, self.latents.pixels(self.shape))
 
     @cached_property
     def source(self) -> Source:
         return Own(self)
 
     def levels(self, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        return steps_of(self.network_read.clock, len(ratios), ratio=ratios[0])
+        return steps_of(self.outline.clock, len(ratios), ratio=ratios[0])
 
     def conditions(self, n: int, rng: Rng) -> Tree:
         if self.classes is not None:
@@ -104,7 +116,7 @@ class Pipeline(Generative):
         if not self.takes_prompts:
             return None
         index = rng.integers(n, len(self.prompts.texts))
-        return self._inputs(tree_map(lambda x: x[index.to(x.device)].to(rng.device), self.prompts.rows))
+        return self._inputs(tree_map(lambda x: x.to(rng.device), self.prompts.rows(index)))
 
     def spread(self, n: int) -> Tree:
         return self.told(torch.arange(n))
@@ -115,7 +127,7 @@ class Pipeline(Generative):
             return index % self.classes
         if not self.takes_prompts:
             return None
-        return self._inputs(rows(self.prompts.rows, index % len(self.prompts.texts)))
+        return self._inputs(self.prompts.rows(index % len(self.prompts.texts)))
 
     @cached_property
     def _reference(self) -> Tensor:
@@ -124,21 +136,26 @@ class Pipeline(Generative):
     def own(self, name: str, n: int) -> Tensor:
         """n samples of the teacher's own by the noise of this name, whose conditions `told` knows."""
         noise, parts = Rng((self.name, name)).normal(n, *self.shape, dtype=torch.float32), torch.arange(n).split(BATCH)
-        if next(self.network_read.parameters()).is_meta:  # only shapes are asked for
+        if not self._weights:  # only shapes are asked for
             return noise
         return torch.cat([self.teacher_sample(noise[part], self.told(part)) for part in parts])
 
     def reference(self) -> Tensor:
         return self._reference
 
-    def asked_by(self, recipe: Any) -> None:
-        """Its samples are those of the teacher under the guidance that a recipe has on it."""
+    def asked_by(self, recipe: Recipe) -> None:
+        """Its samples are those of the teacher under the guidance that a recipe has on it; its weights are read in the
+        precision that the recipe keeps them in.
+        """
         paths = ((path.split("."), value) for path, value in settings(recipe).items())
         found = [value for path, value in paths if path[-1] == "guidance" and not OTHERS & set(path)]
         self.guidance = next((value for value in found if isinstance(value, Guidance)), None)
-        if self.guidance and not self.takes_prompts and not self.network_read.null:
+        if self.guidance and not self.takes_prompts and not self.outline.null:
             need, got = "a network that knows what no condition is", f"{self.name}, which does not"
             raise Incompatible("guidance", need=need, got=got, fit="guidance None")
+        if (half := _half_of(recipe)) != self.half:
+            self.half = half
+            vars(self).pop("teacher", None)
 
     @property
     def asked(self) -> Denoiser:
@@ -147,7 +164,7 @@ class Pipeline(Generative):
     @property
     def guidable(self) -> bool:
         """Whether diffusers guides it where it is not told otherwise."""
-        return self.classes is not None or (self.takes_prompts and not is_packed(self.network_read.net))
+        return self.classes is not None or (self.takes_prompts and not is_packed(self.outline.net))
 
     @property
     def nfe(self) -> int:
@@ -167,7 +184,7 @@ class Pipeline(Generative):
         return torch.cat([_shrunk(part).flatten(1) for part in self._decoded(x)])
 
     def _decoded(self, x: Tensor) -> Iterator[Tensor]:
-        yield from (part.to(x.device) for part in self.latents.decode(x.to(home_of(self.network_read))))
+        yield from (part.to(x.device) for part in self.latents.decode(x.to(home_of(self.teacher))))
 
     def agrees(self, x: Tensor, cond: Tree) -> Tensor:
         return torch.ones(len(x), dtype=torch.bool)
@@ -182,7 +199,11 @@ class Pipeline(Generative):
 
     def keep(self, folder: Path) -> None:
         if self.takes_prompts and self._known is None:
-            self.prompts.write(folder / "prompts")
+            if leads():
+                encode(self.folder, self.texts, self.negative, into=folder / "prompts")
+            meet()
+            self._known = kept(folder / "prompts", self.folder)
+        _ = self.teacher  # what is wrong with its weights is said as early as this
 
 
 OTHERS = {"fake", "noise", "null", "critic"}
@@ -213,6 +234,13 @@ class Own(Source):
             return self
         told = self.fields - {"x"}
         return Drawn(lambda n, rng: dict.fromkeys(told, self.problem.conditions(n, rng)), fields=(*told,))
+
+
+def _half_of(recipe: Recipe) -> torch.dtype | None:
+    """The precision in which every stage of a recipe keeps the weights of the teacher, if it is half."""
+    stages = [stage.memory if isinstance(stage, Stage) else {} for stage in recipe.stages]
+    kept = {memory.get("teacher", memory.get("default", Memory())).frozen for memory in stages}
+    return HALF.get(kept.pop() or "") if len(kept) == 1 else None
 
 
 def _check(folder: Path, prompts: str | Path | None, negative: str | None, weights: bool) -> bool:

@@ -3,50 +3,66 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from limbeck.bridges.conditions import config_of
 from limbeck.bridges.folder import config_of_part, index_of, kind_of
-from limbeck.engine.checkpoint import checksum, is_whole, read_state, write_folder
+from limbeck.engine.checkpoint import checksum, is_whole, new_folder, writing
 from limbeck.errors import BadFile, Incompatible
 
 Text = dict[str, Tensor]
 """``embeds`` [B, L, D], and where a pipeline's encoders give them ``pooled`` [B, D'] and ``mask`` [B, L]."""
 
 
+AT_ONCE = 2**26
+"""Bytes of embedded prompts in a file, or of a single one."""
+
+
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts and what a pipeline's encoders made of them.
+    """Prompts and what a pipeline's encoders made of them, which stays on disk until rows of it are asked for.
 
     Args:
         texts: the prompts.
         negative: what the empty prompt is replaced by; None for what the pipeline itself takes for it.
-        rows: of the prompts, [N, …].
         null: of the empty prompt, or of ``negative``, [1, …].
-        key: of the encoders that were asked.
+        folder: holds what was made of the prompts; None where all are as the empty one, for whoever wants shapes alone.
+        each: so many of them are in one file.
     """
 
     texts: tuple[str, ...]
     negative: str | None
-    rows: Text
     null: Text
-    key: str
+    folder: Path | None
+    each: int = 1
 
-    def write(self, folder: Path) -> None:
-        """Writes them into a folder that `kept` reads.
+    def rows(self, index: Tensor) -> Text:
+        """Those of prompts by their numbers [B]: [B, …]."""
+        if self.folder is None or isinstance(index, FakeTensor):
+            return {name: x[torch.zeros_like(index)] for name, x in self.null.items()}
+        index = index.cpu()
+        made = {name: x.new_empty(len(index), *x.shape[1:]) for name, x in self.null.items()}
+        for k in (index // self.each).unique().tolist():
+            mine = index // self.each == k
+            for name, x in load_file(self.folder / _file(k)).items():  # mapped, so that only these rows are read
+                made[name][mine] = x[index[mine] - k * self.each]
+        return made
 
-        Raises:
-            Failed: if it cannot be written.
-        """
-        about = {"prompts": self.texts, "negative": self.negative, "encoders": self.key}
-        files = {"prompts.json": json.dumps(about, indent=1, ensure_ascii=False).encode()}
-        write_folder(folder, files, state={"rows": self.rows, "null": self.null})
+
+def _file(k: int) -> str:
+    return f"rows-{k:05d}.safetensors"
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
@@ -74,23 +90,44 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     return prompts
 
 
-def encode(folder: Path, texts: Sequence[str], negative: str | None = None, *, batch: int = 32) -> Prompts:
+def encode(
+    folder: Path, texts: Sequence[str], negative: str | None = None, *, into: Path | None = None, batch: int = 32
+) -> Prompts:
     """Runs the text encoders of a pipeline's folder over prompts, and lets them go.
 
     Args:
         folder: of the pipeline.
         texts: the prompts.
         negative: in the place of the empty prompt.
+        into: a folder to be written, which `kept` reads; by default one that is removed when nobody needs it any more.
         batch: so many prompts at once.
 
     Raises:
         Incompatible: a pipeline that takes no prompts.
         BadFile: encoders that cannot be read.
+        Failed: the folder cannot be written.
     """
+    about = {"prompts": texts, "negative": negative, "encoders": key_of(folder), "stamp": stamp_of(folder)}
     pipeline = _encoders(folder)
-    parts = [_embed(pipeline, list(texts[k : k + batch])) for k in range(0, len(texts), batch)]
-    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Prompts(tuple(texts), negative, rows, _embed_null(pipeline, negative), key_of(folder))
+    null = _embed_null(pipeline, negative)
+    each = max(1, AT_ONCE // sum(x.nbytes for x in null.values()))
+    home = None if into else Path(tempfile.mkdtemp(prefix="limbeck-"))
+    try:
+        with new_folder(into := into or cast(Path, home) / "prompts") as made, writing(into):
+            for k, start in enumerate(range(0, len(texts), each)):
+                some = texts[start : start + each]
+                parts = [_embed(pipeline, list(some[i : i + batch])) for i in range(0, len(some), batch)]
+                save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, made / _file(k))
+            save_file(null, made / "null.safetensors")
+            (made / "prompts.json").write_text(json.dumps({**about, "each": each}, indent=1, ensure_ascii=False))
+        made = _opened(into)
+    except BaseException:
+        if home:
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+    if home:
+        weakref.finalize(made, shutil.rmtree, home, ignore_errors=True)
+    return made
 
 
 def unread(folder: Path, texts: Sequence[str], net: nn.Module) -> Prompts:
@@ -118,8 +155,7 @@ def unread(folder: Path, texts: Sequence[str], net: nn.Module) -> Prompts:
         case _:
             raise Incompatible("prompts", need="a pipeline with text encoders", got=f"a {kind} without them")
     null = {"embeds": torch.zeros(1, _length(folder, kind), width), **extra}
-    rows = {name: x.expand(max(1, len(texts)), *x.shape[1:]) for name, x in null.items()}
-    return Prompts(tuple(texts) or ("",), None, rows, null, "")
+    return Prompts(tuple(texts) or ("",), None, null, None)
 
 
 def _length(folder: Path, kind: str) -> int:
@@ -132,23 +168,45 @@ def _length(folder: Path, kind: str) -> int:
 
 
 def kept(folder: Path, like: Path) -> Prompts | None:
-    """What `Prompts.write` wrote into a folder, if it is whole and of the encoders of the pipeline ``like``."""
+    """What `encode` wrote into a folder, if it is whole and of the encoders of the pipeline ``like``."""
     if not is_whole(folder):
         return None
     try:
-        about, state = json.loads((folder / "prompts.json").read_text()), read_state(folder)
-        known = Prompts(tuple(about["prompts"]), about["negative"], state["rows"], state["null"], about["encoders"])
-    except (OSError, ValueError, KeyError, TypeError):
+        about = json.loads((folder / "prompts.json").read_text())
+        same = about["stamp"] == stamp_of(like) or about["encoders"] == key_of(like)
+        return _opened(folder) if same else None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
-    return known if known.key == key_of(like) else None
+
+
+def _opened(folder: Path) -> Prompts:
+    about, null = json.loads((folder / "prompts.json").read_text()), load_file(folder / "null.safetensors")
+    return Prompts(tuple(about["prompts"]), about["negative"], null, folder, about["each"])
 
 
 def key_of(folder: Path) -> str:
     """A digest of every file of a pipeline's text encoders and tokenizers."""
+    return _digest(folder, checksum)
+
+
+def stamp_of(folder: Path) -> str:
+    """A digest that is another one as soon as one of those files is written or replaced; none of them is read.
+
+    The time of a file's last change of any kind, which no program can set, is in it, so that copies have another stamp.
+    """
+
+    def said(path: Path) -> str:
+        about = path.stat()
+        return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
+
+    return _digest(folder, said)
+
+
+def _digest(folder: Path, said: Callable[[Path], str]) -> str:
     index = index_of(folder)
     names = sorted(path for part in index if _is_of_text(part) for path in (folder / part).rglob("*") if path.is_file())
-    sums = [f"{path.relative_to(folder).as_posix()}:{checksum(path)}" for path in names]
-    return hashlib.sha256("\n".join([str(index.get("_class_name")), *sums]).encode()).hexdigest()
+    lines = [f"{path.relative_to(folder).as_posix()}:{said(path)}" for path in names]
+    return hashlib.sha256("\n".join([str(index.get("_class_name")), *lines]).encode()).hexdigest()
 
 
 def _is_of_text(part: str) -> bool:
@@ -219,4 +277,4 @@ def _named(**tensors: Tensor | None) -> Text:
     return {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
 
 
-__all__ = ["Prompts", "encode", "kept", "key_of", "read_prompts", "unread"]
+__all__ = ["Prompts", "encode", "kept", "key_of", "read_prompts", "stamp_of", "unread"]

@@ -52,7 +52,10 @@ class Problem(ABC):
         return
 
     def keep(self, folder: Path) -> None:
-        """Writes into a run's folder what it needs to go on with the same problem; nothing, for most."""
+        """Writes into a run's folder what it needs to go on with the same problem; nothing, for most.
+
+        Every process of a run calls it before the run is set up; the first one writes.
+        """
         return
 
     def adapt(self, recipe: Recipe) -> Recipe:

@@ -11,7 +11,7 @@ import pytest
 from limbeck import commands
 from limbeck.cli import main
 from limbeck.engine.settings import plain
-from limbeck.loading import read_description, rebuild
+from limbeck.loading import load_problem, read_description, rebuild
 
 HERE = Path(__file__).parent
 QUICK, STAGES = HERE.parent / "faults" / "quick.py", HERE.parent / "faults" / "stages.py"
@@ -88,7 +88,9 @@ def test_settings(line: str, expected: dict[str, object]) -> None:
     found = recorded(first)["settings"]
     for path, value in expected.items():
         assert value in found[path] if isinstance(value, str) else found[path] == value
-    assert json.loads(json.dumps(plain(rebuild(read_description(first / "recipe.json"))[0]))) == found
+    record = read_description(first / "recipe.json")
+    recipe = rebuild(record, load_problem(record["problem"], record["given"]))
+    assert json.loads(json.dumps(plain(recipe))) == found
     second = distill("first/recipe.json", "second")
     assert recorded(second) == recorded(first)
     assert bits(second) == bits(first)
