@@ -34,6 +34,7 @@ def of(system: str, on: str, **settings: str) -> Callable[[bool], Run]:
 
 RUNS: Mapping[str, Callable[[bool], Run]] = {
     "kd": of("kd", "digits-classify"),
+    "dmd2": of("dmd2", "digits"),
     "one base": of("dmd2", "digits", rank="4"),
 }
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch._guards import active_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_map_only
 
@@ -53,13 +55,17 @@ class Held(TorchDispatchMode):
         super().__init__()
         self.now = self.most = 0
         self._known: dict[int, int] = {}
+        self._mode = active_fake_mode()
         gc.collect()
         for item in gc.get_objects() if start is None else start:
             if issubclass(type(item), Tensor):  # isinstance() would ask things that warn of being asked
                 self._see(item)
 
     def _see(self, tensor: Tensor) -> None:
-        storage = part_of(tensor).untyped_storage()
+        tensor = part_of(tensor)
+        if isinstance(tensor, FakeTensor) and tensor.fake_mode is not self._mode:  # shapes that shards work out ahead
+            return
+        storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:
             self._known[key] = 0

@@ -88,18 +88,19 @@ def needs(run: Run, stage: str = "", *, values: bool = False) -> Needs:
 
 
 def _needs(run: Run, stage: str, drawn: Callable[[], bool]) -> Needs:
-    due, exchanged, operations = cadence(run), 0.0, 0.0
-    # everyone has moments after these; the first ticks in shards take most, since nothing is known of their order
-    peaks = [(peak(lambda i=ticks[0]: _tick(run, i), _all(_parts(run))), ticks[0]) for ticks in due]
+    due = cadence(run)
+    for ticks in due:
+        _tick(run, ticks[0])  # everyone has moments after it, and shards know their ways
     parts = _parts(run)
-    fixed = _all(parts)
+    fixed = [x for part in parts.values() for x in part]
+    still, worst, gradients, exchanged, operations = size_of(fixed), 0, 0, 0.0, 0.0
     for i, share in _chosen(due, 3 if drawn() else 1):
         with Exchange() as sent, Operations() as counted:
-            peaks.append((peak(lambda i=i: _tick(run, i), fixed), i))
+            most = peak(lambda i=i: _tick(run, i), fixed)
         exchanged += share * sent.bytes
         operations += share * counted.total
-    still, (worst, when) = size_of(fixed), max(peaks)
-    gradients = min(worst - still, _gradients(run, when))
+        if most > worst:
+            worst, gradients = most, min(most - still, _gradients(run, i))
     sizes = _sizes(parts)
     return Needs(
         stage=stage,
@@ -171,10 +172,6 @@ def _parts(run: Run) -> dict[str, list[Tensor]]:
     parts["averages"] = [x for target in cast.targets.values() for x in _tensors(target.module)]
     parts["data"] = list(_rows(run.source))
     return {name: part for name, part in parts.items() if part or name in OTHERS}
-
-
-def _all(parts: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
-    return [x for part in parts.values() for x in part]
 
 
 def _tensors(kept: Tensor | nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from limbeck import (
     Adam,
     ConfidenceWeighted,
     Critic,
+    CrossEntropy,
     Dataset,
     Fake,
     Memory,
@@ -47,9 +48,9 @@ class Net(nn.Module):
 def classified(objective: Objective | None = None, **settings: object) -> Run:
     with seeded("networks"):
         teacher, student = Net(6), Net(4)
-    data = Dataset(x=Rng(1).normal(32, 6, dtype=torch.float32), y=Rng(2).integers(32, 3))
+    settings = {"data": Dataset(x=Rng(1).normal(32, 6, dtype=torch.float32), y=Rng(2).integers(32, 3)), **settings}
     settings = {"steps": 60, "batch": 16, "optim": SGD(lr=1e3), "autocast": torch.float16, **settings}
-    return distill(teacher, student, objective or SMALL * KD(), data, **settings)  # type: ignore[arg-type]
+    return distill(teacher, student, objective or SMALL * KD(), **settings)  # type: ignore[arg-type]
 
 
 def params(run: Run) -> list[Tensor]:
@@ -93,6 +94,32 @@ def test_an_overflow_halves_the_scale_and_leaves_everything_as_it_was() -> None:
     while run.tick().skipped:
         pass
     assert run.scaling.scale < 2.0**40 and not all(map(torch.equal, before, params(run)))
+
+
+def test_the_scale_goes_as_that_of_torch() -> None:
+    """Down by overflows, up after three good ticks, and parameters with it."""
+    x, y = Rng(1).normal(1, 6, dtype=torch.float32), torch.tensor([2])
+    run = classified(CrossEntropy(), optim=SGD(lr=0.1), data=Dataset(x=x, y=y))  # every batch is this row
+    run.scaling = planted(2.0**24)
+    run.scaling.every = 3
+    with seeded("networks"):
+        _, student = Net(6), Net(4)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
+    theirs, mine = list[float](), list[float]()
+    for _ in range(40):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            out = student(x.expand(16, -1))
+        scaler.scale(nn.functional.cross_entropy(out.float(), y.expand(16))).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        run.tick()
+        theirs.append(scaler.get_scale())
+        mine.append(run.scaling.scale)
+    assert mine == theirs and len({*mine}) > 4
+    for p, known in zip(params(run), student.parameters(), strict=True):
+        torch.testing.assert_close(p, known.detach(), rtol=1e-4, atol=1e-6)
 
 
 def planted(scale: float) -> Scaling:
