@@ -199,7 +199,8 @@ def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[floa
     """Noise levels σ/α of a student of so many steps that a pipeline then takes by itself, evenly spaced in time.
 
     They are those of timesteps n − 1, n − 1 − n/K, …, of K steps: n is a multiple of K, so that every scheduler agrees
-    on them, and the one whose first level is nearest to ``ratio``. Those of a flow are its shift's.
+    on them, at least 2·K if there are so many, and the one whose first level is nearest to ``ratio``. Those of a flow
+    are its shift's.
 
     A generator starts from noise of unit variance whatever its first level is called, and learns most easily at one
     where the teacher does not answer with a blur: DMD2 tells its one step of SDXL timestep 399 of 1 000, where
@@ -213,20 +214,22 @@ def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[floa
     Raises:
         Incompatible: a process that is neither a table nor a flow.
 
-    >>> clock = Clock(Tabulated((0.9, 0.5, 0.1, 0.0)), "v")
+    >>> clock = Clock(Tabulated((0.9, 0.7, 0.5, 0.3, 0.1, 0.0)), "v")
     >>> [[round(ratio, 3) for ratio in steps_of(clock, steps, ratio=2.9)] for steps in (1, 2)]
-    [[3.0], [1.0, 0.333]]
+    [[3.0], [1.528, 0.655]]
     """
     match clock.process:
         case Tabulated() as process:
             first = float(process.at_ratio(torch.tensor([ratio], dtype=torch.float64)))
-            n = steps * max(1, min(round(first / steps), len(process.table) // steps))
+            # not one timestep a step where there are more: LCM's scheduler has a timestep 0 for clean already
+            n = steps * max(1, min(max(2, round(first / steps)), len(process.table) // steps))
             return tuple(process.ratio(n - n // steps * torch.arange(steps, dtype=torch.float64)).tolist())
         case RectifiedFlow() as process:
             scheduler = _flow(clock, steps, "FlowMatchLCMScheduler")
             given = [1 - k / steps for k in range(steps)] if clock.even else None
             scheduler.set_timesteps(**({"num_inference_steps": steps} if given is None else {"sigmas": given}))
-            return tuple(process.ratio(scheduler.timesteps.double() / clock.scale).tolist())
+            times = (scheduler.timesteps.double() / clock.scale).clamp(max=1)  # single precision may round beyond
+            return tuple(process.ratio(times).tolist())
         case other:
             need = "a table of noise levels or a flow"
             raise Incompatible("a pipeline of few steps", need=need, got=type(other).__name__)
@@ -300,14 +303,23 @@ def scheduler_of(student: FewStep, known: Any) -> Any:
         kind = "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
         return _flow(clock, len(student.ratios), kind)
     n = round(float(student.times[0]))
-    table: dict[str, Any] = {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
+    # said outright: what a scheduler has by default, it does not hand on to one of another class
+    table: dict[str, Any] = {name: known.config[name] for name in _LEVELS if name in known.config}
+    table |= {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
     if n < len(known.betas):
         table |= {"trained_betas": known.betas[:n].tolist(), "rescale_betas_zero_snr": False}
     if walks:
         way = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
         return kind_of("DDIMScheduler").from_config(known.config, **table, **way)
+    if n == len(student.ratios):  # at timestep 0 it would give x_t for x0
+        need, got = "two timesteps of the scheduler to a step, or more", f"{n} of both"
+        raise Incompatible("a student whose steps go on by fresh noise", need=need, got=got, fit="fewer steps")
     way = {"original_inference_steps": n, "timestep_scaling": 1e4}  # x0 as it is, without a share of x_t
     return kind_of("LCMScheduler").from_config(known.config, **table, **way)
+
+
+_LEVELS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
+"""What a scheduler's noise levels depend on, and what its network predicts."""
 
 
 def _flow(clock: Clock, steps: int, kind: str) -> Any:
