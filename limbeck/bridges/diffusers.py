@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.bridges.conditions import is_packed, keep_labels, labels_of, null_label, predict, tokens_of
-from limbeck.bridges.folder import index_of, kind_of, place_of, read_part
+from limbeck.bridges.folder import class_of, denoiser_in, index_of, read_part
 from limbeck.diffusion.denoiser import Featured, Seen
 from limbeck.diffusion.process import Form, Process, RectifiedFlow
 from limbeck.diffusion.table import Tabulated
@@ -178,7 +178,7 @@ def read_pipeline(folder: str | Path, *, weights: bool = True, dtype: torch.dtyp
         Incompatible: diffusers is missing, no denoiser that is known, a scheduler that is no noise process of ours.
         BadFile: a folder that is no pipeline.
     """
-    net = read_part(folder, place_of(folder), weights=weights, dtype=dtype)
+    net = read_part(folder, denoiser_in(folder), weights=weights, dtype=dtype)
     keep_labels(net)
     clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
     clock = replace(clock, even=is_packed(net))
@@ -247,7 +247,7 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         Incompatible: a student around something else, or steps that diffusers would not take; see `steps_of`.
         BadFile: ``like`` is no pipeline, or the folder cannot be written.
     """
-    place, index = place_of(like), index_of(like)
+    place, index = denoiser_in(like), index_of(like)
     scheduler = scheduler_of(student, read_part(like, "scheduler"))
     with new_folder(Path(folder)) as made:
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
@@ -267,7 +267,7 @@ def _leaving(student: FewStep, like: str | Path) -> Any:
     assert isinstance(student.denoiser, Diffusers)
     net: Any = student.denoiser.net
     if any(isinstance(part, LowRank) for part in net.modules()):
-        made = read_part(like, place_of(like))
+        made = read_part(like, denoiser_in(like))
         add_adapters(made.to(next(net.parameters()).device), net)
         return made
     return net
@@ -310,12 +310,12 @@ def scheduler_of(student: FewStep, known: Any) -> Any:
         table |= {"trained_betas": known.betas[:n].tolist(), "rescale_betas_zero_snr": False}
     if walks:
         way = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
-        return kind_of("DDIMScheduler").from_config(known.config, **table, **way)
+        return class_of("DDIMScheduler").from_config(known.config, **table, **way)
     if n == len(student.ratios):  # at timestep 0 it would give x_t for x0
         need, got = "two timesteps of the scheduler to a step, or more", f"{n} of both"
         raise Incompatible("a student whose steps go on by fresh noise", need=need, got=got, fit="fewer steps")
     way = {"original_inference_steps": n, "timestep_scaling": 1e4}  # x0 as it is, without a share of x_t
-    return kind_of("LCMScheduler").from_config(known.config, **table, **way)
+    return class_of("LCMScheduler").from_config(known.config, **table, **way)
 
 
 _LEVELS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
@@ -325,7 +325,7 @@ _LEVELS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_
 def _flow(clock: Clock, steps: int, kind: str) -> Any:
     """A scheduler of few steps of a flow."""
     last = clock.shift / (steps + clock.shift - 1) if steps > 1 else None  # where u = 1/n is
-    return kind_of(kind)(num_train_timesteps=int(clock.scale), shift=clock.shift, shift_terminal=last)
+    return class_of(kind)(num_train_timesteps=int(clock.scale), shift=clock.shift, shift_terminal=last)
 
 
 __all__ = ["Clock", "Diffusers", "clock_of", "read_pipeline", "steps_of", "write_pipeline"]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from limbeck.bridges.folder import index_of, kind_of
+from limbeck.bridges.folder import class_of, index_of
 from limbeck.engine.checkpoint import checksum, is_whole, new_folder, writing
 from limbeck.errors import BadFile, Incompatible
 
@@ -178,7 +178,7 @@ def _is_of_text(part: str) -> bool:
 def _encoders(folder: Path) -> Any:
     """The pipeline without what is not needed to read texts."""
     index = index_of(folder)
-    kind = kind_of(index.get("_class_name"))
+    kind = class_of(index.get("_class_name"))
     if not any(map(_is_of_text, index)) or not hasattr(kind, "encode_prompt"):
         raise Incompatible("prompts", need="a pipeline with text encoders", got=f"a {kind.__name__} without them")
     parts = {name: value for name, value in index.items() if isinstance(value, list) and name != "scheduler"}

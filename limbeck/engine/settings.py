@@ -71,7 +71,7 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
     for path, value in values.items():
         try:
             changed = part
-            for full in find(settings(part), path):
+            for full in fitting(settings(part), path):
                 changed = _put(changed, full.split("."), value, full)
             part = changed
         except BadSetting as error:  # it may fit once another setting has changed
@@ -81,7 +81,7 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
     return override(part, {path: values[path] for path in left}) if left else part
 
 
-def find(known: Mapping[str, Any], path: str) -> list[str]:
+def fitting(known: Mapping[str, Any], path: str) -> list[str]:
     """The full paths that a path means."""
     wanted = path.replace("-", "_").split(".")
     exact = ".".join(wanted)
