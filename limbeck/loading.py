@@ -21,6 +21,7 @@ from limbeck.engine.run import Session
 from limbeck.engine.settings import find_of_role, override, parse, plain, settings
 from limbeck.errors import BadFile, BadSetting, Incompatible, LimbeckError, in_range
 from limbeck.problems.problem import Problem
+from limbeck.recipes.adapting import suited
 
 
 def load_problem(
@@ -91,7 +92,7 @@ def load_recipe(name: str, problem: Problem, values: Mapping[str, Any] | None = 
     if not isinstance(recipe, Recipe):
         raise BadFile(f"{path}: recipe() must return a Recipe, got a {type(recipe).__name__}.")
     others = {path: value for path, value in (values or {}).items() if path.replace("-", "_") not in own}
-    return override(problem.adapt(recipe), others)
+    return override(suited(recipe, problem), others)
 
 
 def arguments(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from limbeck import KD, UNLABELLED, Adam, Cosine, CrossEntropy, FitNets, MiniLM, Objective, PerToken, distill
 from limbeck.bridges import Images, Smaller, Texts, read_model
-from limbeck.bridges.adapting import per_token
 from limbeck.bridges.smaller import layers_of
 from limbeck.cli import main
 from limbeck.engine import Drawn, Source
@@ -25,6 +24,7 @@ from limbeck.evaluate.language import judge_language
 from limbeck.evaluate.models import figures_of
 from limbeck.loading import load_problem, load_recipe, load_run
 from limbeck.problems.digits import split
+from limbeck.recipes.adapting import per_token
 from limbeck.rng import Rng
 from limbeck.tree import rows
 from tests.tiny_models import WORDS, model, same, saved, sentences, texts, tokenizer

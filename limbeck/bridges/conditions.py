@@ -85,7 +85,7 @@ def unpack(x: Tensor, high: int, wide: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
-def size_of(net: nn.Module) -> tuple[int, int]:
+def sides_of(net: nn.Module) -> tuple[int, int]:
     """Height and width of a network's own samples."""
     size = PACKED if is_packed(net) else config_of(net)["sample_size"] or 0
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -94,7 +94,7 @@ def size_of(net: nn.Module) -> tuple[int, int]:
 def tokens_of(net: nn.Module) -> int | None:
     """How many tokens a transformer makes of a sample; None for other networks."""
     patch = 2 if is_packed(net) else config_of(net).get("patch_size")
-    high, wide = size_of(net)
+    high, wide = sides_of(net)
     return (high // patch) * (wide // patch) if isinstance(patch, int) else None
 
 
@@ -170,7 +170,7 @@ __all__ = [
     "pack",
     "predict",
     "prompt_inputs",
-    "size_of",
+    "sides_of",
     "tokens_of",
     "unpack",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.bridges.conditions import is_packed, keep_labels, labels_of, null_label, predict, tokens_of
-from limbeck.bridges.folder import index_of, kind_of, place_of, read_part
+from limbeck.bridges.folder import class_of, denoiser_in, index_of, read_part
 from limbeck.diffusion.denoiser import Featured, Seen
 from limbeck.diffusion.process import Form, Process, RectifiedFlow
 from limbeck.diffusion.table import Tabulated
@@ -178,7 +178,7 @@ def read_pipeline(folder: str | Path, *, weights: bool = True, dtype: torch.dtyp
         Incompatible: diffusers is missing, no denoiser that is known, a scheduler that is no noise process of ours.
         BadFile: a folder that is no pipeline.
     """
-    net = read_part(folder, place_of(folder), weights=weights, dtype=dtype)
+    net = read_part(folder, denoiser_in(folder), weights=weights, dtype=dtype)
     keep_labels(net)
     clock = clock_of(read_part(folder, "scheduler"), tokens_of(net))
     clock = replace(clock, even=is_packed(net))
@@ -199,7 +199,8 @@ def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[floa
     """Noise levels σ/α of a student of so many steps that a pipeline then takes by itself, evenly spaced in time.
 
     They are those of timesteps n − 1, n − 1 − n/K, …, of K steps: n is a multiple of K, so that every scheduler agrees
-    on them, and the one whose first level is nearest to ``ratio``. Those of a flow are its shift's.
+    on them, at least 2·K if there are so many, and the one whose first level is nearest to ``ratio``. Those of a flow
+    are its shift's.
 
     A generator starts from noise of unit variance whatever its first level is called, and learns most easily at one
     where the teacher does not answer with a blur: DMD2 tells its one step of SDXL timestep 399 of 1 000, where
@@ -213,20 +214,22 @@ def steps_of(clock: Clock, steps: int, *, ratio: float = math.inf) -> tuple[floa
     Raises:
         Incompatible: a process that is neither a table nor a flow.
 
-    >>> clock = Clock(Tabulated((0.9, 0.5, 0.1, 0.0)), "v")
+    >>> clock = Clock(Tabulated((0.9, 0.7, 0.5, 0.3, 0.1, 0.0)), "v")
     >>> [[round(ratio, 3) for ratio in steps_of(clock, steps, ratio=2.9)] for steps in (1, 2)]
-    [[3.0], [1.0, 0.333]]
+    [[3.0], [1.528, 0.655]]
     """
     match clock.process:
         case Tabulated() as process:
             first = float(process.at_ratio(torch.tensor([ratio], dtype=torch.float64)))
-            n = steps * max(1, min(round(first / steps), len(process.table) // steps))
+            # not one timestep a step where there are more: LCM's scheduler has a timestep 0 for clean already
+            n = steps * max(1, min(max(2, round(first / steps)), len(process.table) // steps))
             return tuple(process.ratio(n - n // steps * torch.arange(steps, dtype=torch.float64)).tolist())
         case RectifiedFlow() as process:
             scheduler = _flow(clock, steps, "FlowMatchLCMScheduler")
             given = [1 - k / steps for k in range(steps)] if clock.even else None
             scheduler.set_timesteps(**({"num_inference_steps": steps} if given is None else {"sigmas": given}))
-            return tuple(process.ratio(scheduler.timesteps.double() / clock.scale).tolist())
+            times = (scheduler.timesteps.double() / clock.scale).clamp(max=1)  # single precision may round beyond
+            return tuple(process.ratio(times).tolist())
         case other:
             need = "a table of noise levels or a flow"
             raise Incompatible("a pipeline of few steps", need=need, got=type(other).__name__)
@@ -244,7 +247,7 @@ def write_pipeline(student: FewStep, folder: str | Path, like: str | Path) -> No
         Incompatible: a student around something else, or steps that diffusers would not take; see `steps_of`.
         BadFile: ``like`` is no pipeline, or the folder cannot be written.
     """
-    place, index = place_of(like), index_of(like)
+    place, index = denoiser_in(like), index_of(like)
     scheduler = scheduler_of(student, read_part(like, "scheduler"))
     with new_folder(Path(folder)) as made:
         ignored = shutil.ignore_patterns("*.partial", "checksums.json")
@@ -264,7 +267,7 @@ def _leaving(student: FewStep, like: str | Path) -> Any:
     assert isinstance(student.denoiser, Diffusers)
     net: Any = student.denoiser.net
     if any(isinstance(part, LowRank) for part in net.modules()):
-        made = read_part(like, place_of(like))
+        made = read_part(like, denoiser_in(like))
         add_adapters(made.to(next(net.parameters()).device), net)
         return made
     return net
@@ -300,20 +303,29 @@ def scheduler_of(student: FewStep, known: Any) -> Any:
         kind = "FlowMatchEulerDiscreteScheduler" if walks else "FlowMatchLCMScheduler"
         return _flow(clock, len(student.ratios), kind)
     n = round(float(student.times[0]))
-    table: dict[str, Any] = {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
+    # said outright: what a scheduler has by default, it does not hand on to one of another class
+    table: dict[str, Any] = {name: known.config[name] for name in _LEVELS if name in known.config}
+    table |= {"num_train_timesteps": n, "clip_sample": False, "thresholding": False}
     if n < len(known.betas):
         table |= {"trained_betas": known.betas[:n].tolist(), "rescale_betas_zero_snr": False}
     if walks:
         way = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
-        return kind_of("DDIMScheduler").from_config(known.config, **table, **way)
+        return class_of("DDIMScheduler").from_config(known.config, **table, **way)
+    if n == len(student.ratios):  # at timestep 0 it would give x_t for x0
+        need, got = "two timesteps of the scheduler to a step, or more", f"{n} of both"
+        raise Incompatible("a student whose steps go on by fresh noise", need=need, got=got, fit="fewer steps")
     way = {"original_inference_steps": n, "timestep_scaling": 1e4}  # x0 as it is, without a share of x_t
-    return kind_of("LCMScheduler").from_config(known.config, **table, **way)
+    return class_of("LCMScheduler").from_config(known.config, **table, **way)
+
+
+_LEVELS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
+"""What a scheduler's noise levels depend on, and what its network predicts."""
 
 
 def _flow(clock: Clock, steps: int, kind: str) -> Any:
     """A scheduler of few steps of a flow."""
     last = clock.shift / (steps + clock.shift - 1) if steps > 1 else None  # where u = 1/n is
-    return kind_of(kind)(num_train_timesteps=int(clock.scale), shift=clock.shift, shift_terminal=last)
+    return class_of(kind)(num_train_timesteps=int(clock.scale), shift=clock.shift, shift_terminal=last)
 
 
 __all__ = ["Clock", "Diffusers", "clock_of", "read_pipeline", "steps_of", "write_pipeline"]

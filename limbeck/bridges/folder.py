@@ -63,7 +63,7 @@ def index_of(folder: str | Path) -> dict[str, Any]:
     return index
 
 
-def place_of(folder: str | Path) -> str:
+def denoiser_in(folder: str | Path) -> str:
     """The part that is the denoiser.
 
     Raises:
@@ -77,7 +77,7 @@ def place_of(folder: str | Path) -> str:
     return found[0]
 
 
-def kind_of(name: object) -> Any:
+def class_of(name: object) -> Any:
     """A class of diffusers.
 
     Raises:
@@ -102,7 +102,7 @@ def read_part(folder: str | Path, name: str, *, weights: bool = True, dtype: tor
     """
     here = {"subfolder": name, "local_files_only": True}
     try:
-        kind = kind_of(index_of(folder)[name][1])
+        kind = class_of(index_of(folder)[name][1])
         if name == "scheduler":
             return kind.from_pretrained(folder, **here)
         if not weights:
@@ -138,4 +138,4 @@ def config_of_part(folder: str | Path, name: str) -> Mapping[str, Any] | None:
         return None
 
 
-__all__ = ["DENOISERS", "config_of_part", "index_of", "kind_of", "library", "local", "place_of", "read_part"]
+__all__ = ["DENOISERS", "class_of", "config_of_part", "denoiser_in", "index_of", "library", "local", "read_part"]

@@ -7,21 +7,18 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.bridges.adapting import adapted
-from limbeck.bridges.smaller import Smaller
-from limbeck.bridges.transformers import read_model, read_processor
-from limbeck.engine.recipe import Recipe
+from limbeck.bridges.taught import Taught
+from limbeck.bridges.transformers import read_processor
 from limbeck.errors import BadFile, Incompatible
-from limbeck.problems.problem import Classification
 from limbeck.rng import Rng
 
 HELDOUT = 500
 """At most so many images are held out, a fifth of them if they are fewer."""
 
 
-class Images(Classification):
+class Images(Taught):
     """Labelled images under a classifier of transformers; a fifth of them is held out.
 
     Args:
@@ -35,32 +32,14 @@ class Images(Classification):
         Incompatible: transformers is missing, classes or sizes that are not the model's.
     """
 
-    device = "cuda"
-
     def __init__(self, folder: str | Path, data: str | Path):
-        self.folder, self.name, self.data = Path(folder), Path(folder).resolve().name, Path(data)
-        self._teacher = read_model(folder)
+        super().__init__(folder, data)
         self.classes = int(self.config.num_labels)
         x, y = _tensors(self.data) if self.data.suffix == ".safetensors" else self._pictures()
         self._check(x, y)
         order = Rng(("images", "heldout")).uniform(len(y)).argsort()
         held = max(1, min(len(y) // 5, HELDOUT))
         self.heldout, self.train = (x[order[:held]], y[order[:held]]), (x[order[held:]], y[order[held:]])
-
-    @property
-    def config(self) -> Any:
-        """The teacher's configuration."""
-        return self._teacher.config
-
-    @property
-    def teacher(self) -> nn.Module:
-        return self._teacher
-
-    def network(self) -> nn.Module:
-        return Smaller()(self)
-
-    def adapt(self, recipe: Recipe) -> Recipe:
-        return adapted(recipe, tokens=False)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         if len(y) < 2:

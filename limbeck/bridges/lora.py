@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.bridges.diffusers import Diffusers, scheduler_of
-from limbeck.bridges.folder import DENOISERS, index_of, kind_of, place_of, read_part
+from limbeck.bridges.folder import DENOISERS, class_of, denoiser_in, index_of, read_part
 from limbeck.engine.checkpoint import new_folder
 from limbeck.errors import BadFile, Incompatible
 from limbeck.students import FewStep
@@ -39,8 +39,8 @@ def write_lora(student: FewStep, folder: str | Path, like: str | Path) -> None:
         BadFile: ``like`` is no pipeline.
         Failed: the folder cannot be written.
     """
-    layers, index, place = _adapters(student), index_of(like), place_of(like)
-    if not hasattr(kind_of(index["_class_name"]), "load_lora_weights"):
+    layers, index, place = _adapters(student), index_of(like), denoiser_in(like)
+    if not hasattr(class_of(index["_class_name"]), "load_lora_weights"):
         got, fit = f"a {index['_class_name']}", "--to diffusers, which merges them,"
         raise Incompatible("export to lora", need="a pipeline that loads adapters", got=got, fit=fit)
     scheduler, tensors = scheduler_of(student, read_part(like, "scheduler")), dict[str, Tensor]()

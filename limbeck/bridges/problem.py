@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs, size_of
+from limbeck.bridges.conditions import LABELLED, PROMPTED, config_of, is_packed, labels_of, prompt_inputs, sides_of
 from limbeck.bridges.diffusers import Diffusers, read_pipeline, steps_of
-from limbeck.bridges.folder import index_of, local, place_of
+from limbeck.bridges.folder import denoiser_in, index_of, local
 from limbeck.bridges.latents import Latents
 from limbeck.bridges.prompts import Prompts, encode, kept, read_prompts, unread
 from limbeck.diffusion import Denoiser, Guidance, Karras
@@ -245,7 +245,7 @@ def _half_of(recipe: Recipe) -> torch.dtype | None:
 
 def _check(folder: Path, prompts: str | Path | None, negative: str | None, weights: bool) -> bool:
     """Whether a pipeline takes prompts; says what does not fit before anything large is read."""
-    part = index_of(folder)[place_of(folder)]
+    part = index_of(folder)[denoiser_in(folder)]
     kind = str(part[-1] if isinstance(part, list) and part else part)
     if kind not in (*LABELLED, *PROMPTED):
         got, fit = f"a {kind}", "Diffusers and distill(), with conditions of your own"
@@ -269,7 +269,7 @@ def _shape(net: Any) -> tuple[int, ...]:
         raise Incompatible("a pipeline as a problem", need=need, got=f"one with {channels - out} channels more")
     if not is_packed(net) and not config["sample_size"]:
         raise Incompatible("a pipeline as a problem", need="a network that knows its size", got="no sample_size")
-    return (channels // 4 if is_packed(net) else channels, *size_of(net))
+    return (channels // 4 if is_packed(net) else channels, *sides_of(net))
 
 
 def _shrunk(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from limbeck.bridges.conditions import config_of
-from limbeck.bridges.folder import config_of_part, index_of, kind_of
+from limbeck.bridges.folder import class_of, config_of_part, index_of
 from limbeck.engine.checkpoint import checksum, is_whole, new_folder, writing
 from limbeck.errors import BadFile, Incompatible
 
@@ -160,7 +160,7 @@ def unread(folder: Path, texts: Sequence[str], net: nn.Module) -> Prompts:
 
 def _length(folder: Path, kind: str) -> int:
     """Tokens that a denoiser of this kind is told: as many as its pipeline says, as CLIP has, or, of SD3, both."""
-    pipeline = kind_of(index_of(folder).get("_class_name"))
+    pipeline = class_of(index_of(folder).get("_class_name"))
     own = _takes(pipeline.__call__).get("max_sequence_length")
     configs = (config_of_part(folder, name) or {} for name in ("text_encoder", "text_encoder_2"))
     clip = next((int(n) for config in configs if (n := config.get("max_position_embeddings"))), 77)
@@ -216,7 +216,7 @@ def _is_of_text(part: str) -> bool:
 def _encoders(folder: Path) -> Any:
     """The pipeline without what is not needed to read texts."""
     index = index_of(folder)
-    kind = kind_of(index.get("_class_name"))
+    kind = class_of(index.get("_class_name"))
     if not any(map(_is_of_text, index)) or not hasattr(kind, "encode_prompt"):
         raise Incompatible("prompts", need="a pipeline with text encoders", got=f"a {kind.__name__} without them")
     parts = {name: value for name, value in index.items() if isinstance(value, list) and name != "scheduler"}

@@ -5,16 +5,13 @@ from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.bridges.adapting import adapted
-from limbeck.bridges.smaller import Smaller
-from limbeck.bridges.transformers import Kind, kind_of, read_model, read_tokenizer
+from limbeck.bridges.taught import Taught
+from limbeck.bridges.transformers import Kind, kind_of, read_tokenizer
 from limbeck.engine.data import Batch, Source
-from limbeck.engine.recipe import Recipe
 from limbeck.errors import BadFile, Incompatible
 from limbeck.objectives import UNLABELLED
 from limbeck.problems.problem import Language
@@ -28,7 +25,7 @@ HELDOUT = 512
 """At most so many different texts are held out, a tenth of them if they are fewer."""
 
 
-class Texts(Language):
+class Texts(Taught, Language):
     """Lines of text under a causal or masked language model of transformers.
 
     Every line is an example. A tenth of the different lines is held out, and is in no batch. A causal model guesses
@@ -48,13 +45,9 @@ class Texts(Language):
     Source of the shares of masked tokens: Devlin et al. 2018, arXiv 1810.04805, sec. 3.1.
     """
 
-    device = "cuda"
-
     def __init__(self, folder: str | Path, data: str | Path):
-        self.folder, self.name, self.data = Path(folder), Path(folder).resolve().name, Path(data)
-        lines = read_lines(self.data)
-        self.tokenizer = read_tokenizer(folder)
-        self._teacher = read_model(folder)
+        lines, self.tokenizer = read_lines(Path(data)), read_tokenizer(folder)
+        super().__init__(folder, data)
         self.kind: Kind = kind_of(type(self._teacher).__name__)
         self.classes = int(self.config.vocab_size)
         ids = self._ids(lines)
@@ -70,23 +63,8 @@ class Texts(Language):
         return _pair(self._source.all())
 
     @property
-    def config(self) -> Any:
-        """The teacher's configuration."""
-        return self._teacher.config
-
-    @property
-    def teacher(self) -> nn.Module:
-        return self._teacher
-
-    @property
     def source(self) -> Source:
         return self._source
-
-    def network(self) -> nn.Module:
-        return Smaller()(self)
-
-    def adapt(self, recipe: Recipe) -> Recipe:
-        return adapted(recipe, tokens=True)
 
     @cached_property
     def longest(self) -> int:

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import inspect
-import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,13 @@ from typing import Any
 from limbeck import catalogue, loading
 from limbeck.catalogue import System
 from limbeck.docs import docstrings
+from limbeck.docs.arguments import arguments, brief, default, is_ours, is_part, same, settings_in
 from limbeck.docs.family import Tree
 from limbeck.docs.markdown import MADE, arxiv, code, escaped, link_to_test, linked, prose, table
+from limbeck.docs.records import evidence, number, shown
 from limbeck.engine.objective import Objective, Scaled, Sum
 from limbeck.engine.recipe import Make, Recipe, Stage
-from limbeck.errors import BadFile, Incompatible
+from limbeck.errors import Incompatible
 from limbeck.problems.problem import Problem
 
 FAMILIES = {
@@ -88,11 +89,7 @@ def _parts(objective: Objective) -> Iterator[Objective]:
 def _inside(objective: Objective) -> list[Objective]:
     """The objectives among an objective's settings."""
     values = vars(objective).values()
-    return [one for value in values for one in (value if isinstance(value, tuple) else [value]) if _is_part(one)]
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, Objective)
+    return [one for value in values for one in (value if isinstance(value, tuple) else [value]) if is_part(one)]
 
 
 def entries() -> list[Entry]:
@@ -186,7 +183,7 @@ def _objectives(entry: Entry) -> Iterator[str]:
         doc = docstrings.of(kind := type(parts[0]))
         yield f"### {name}"
         yield from map(_paragraph, [doc.line, *doc.body])
-        told = [*_functions(kind), *dict.fromkeys(type(part) for one in parts for part in _settings(one))]
+        told = [*_functions(kind), *dict.fromkeys(type(part) for one in parts for part in settings_in(one))]
         if lines := [f"- {code(one.__name__)}: {prose(line)}" for one in told if (line := docstrings.of(one).line)]:
             yield "\n".join(lines)
         if rows := [*arguments(parts)] if dataclasses.is_dataclass(kind) else []:
@@ -200,7 +197,7 @@ def _functions(kind: type) -> tuple[Callable[..., Any], ...]:
     """The pure losses that an objective is made of: public functions of the objectives' room that its methods name."""
     found: dict[Callable[..., Any], None] = {}
     for cls in kind.__mro__:
-        if not _is_ours(cls):
+        if not is_ours(cls):
             continue
         space = vars(sys.modules[cls.__module__])
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
@@ -210,89 +207,9 @@ def _functions(kind: type) -> tuple[Callable[..., Any], ...]:
     return tuple(found)
 
 
-def _settings(part: Any) -> Iterator[Any]:
-    """The parts below a part of an objective, not those of objectives in it."""
-    for value in vars(part).values():
-        for inner in value if isinstance(value, tuple) else (value,):
-            if _is_setting(inner):
-                yield inner
-                yield from _settings(inner)
-
-
-def _is_setting(value: Any) -> bool:
-    is_part = dataclasses.is_dataclass(value) and not isinstance(value, type) and not _is_part(value)
-    return is_part and _is_ours(value)
-
-
 def _is_loss(function: Callable[..., Any]) -> bool:
     public = not function.__name__.startswith("_") and bool(function.__doc__)
-    return public and _is_ours(function)
-
-
-def arguments(parts: Sequence[Any], usual: Any = None, above: str = "") -> Iterator[list[str]]:
-    """Rows of name, value here, that of the usual part if another, and meaning; the settings of a part are below it."""
-    meanings = docstrings.of(type(parts[0])).args
-    for field in dataclasses.fields(parts[0]):
-        name, values = f"{above}{field.name}", [getattr(part, field.name) for part in parts]
-        normal = default(field) if usual is None else getattr(usual, field.name)
-        here = " / ".join(dict.fromkeys(code(_row_value(value)) for value in values))
-        other = here if normal is dataclasses.MISSING else code(_row_value(normal))
-        meaning = prose(meanings.get(field.name, "")).removesuffix(".")
-        yield [code(name), here, "" if other == here else other, meaning]
-        if _has_rows(values[0]) and len(kinds := {type(value) for value in values}) == 1:
-            yield from arguments(values, normal if type(normal) in kinds else None, f"{name}.")
-
-
-def _row_value(value: Any) -> str:
-    return type(value).__name__ if _has_rows(value) else brief(value)
-
-
-def _has_rows(value: Any) -> bool:
-    return _is_setting(value) and bool(dataclasses.fields(value))
-
-
-def _is_ours(part: Any) -> bool:
-    return part.__module__.startswith("limbeck.objectives")
-
-
-def default(field: "dataclasses.Field[Any]") -> Any:
-    """A field's default, MISSING if it has none."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-_TOLD = {"lr", "decay", "ratios"}
-
-
-def brief(value: Any) -> str:
-    """A setting in few words: functions by name, parts without what they have by default unless it is always told.
-
-    >>> from limbeck import DMD, GAN, Adam
-    >>> brief(Adam(lr=5e-4, betas=(0.0, 0.99))), brief(0.3 * GAN() + DMD())
-    ('Adam(lr=0.0005, betas=(0, 0.99))', '0.3 · GAN() + DMD()')
-    """
-    if isinstance(value, Sum):
-        return " + ".join(map(brief, value.parts))
-    if isinstance(value, Scaled):
-        inner = brief(value.objective)
-        return f"{brief(value.weight)} · " + (f"({inner})" if isinstance(value.objective, Sum) else inner)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if _is_told(f, getattr(value, f.name))]
-        return f"{type(value).__name__}({', '.join(f'{f.name}={brief(getattr(value, f.name))}' for f in fields)})"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(brief, value))}{',' * (len(value) == 1)})"
-    if callable(value):
-        return getattr(value, "__qualname__", type(value).__name__).replace("<lambda>", "…").split("<locals>.")[-1]
-    return repr(value) if value is None or isinstance(value, bool | int | str) else type(value).__name__
-
-
-def _is_told(field: "dataclasses.Field[Any]", value: Any) -> bool:
-    return (field.name in _TOLD and value is not None) or not _same(value, default(field))
-
-
-def _same(one: Any, other: Any) -> bool:
-    return other is not dataclasses.MISSING and brief(one) == brief(other)
+    return public and is_ours(function)
 
 
 # Stages
@@ -328,7 +245,7 @@ def _trained(stage: Stage) -> dict[str, str]:
     rows["EMA of the student"] = code(brief(stage.ema)) if stage.ema else "none"
     others = {field.name for field in dataclasses.fields(Stage)} - {"name", "objective", "optim", "ema", *rows}
     for name in sorted(others - {"teacher", "data"}):
-        if not _same(getattr(stage, name), usual[name]):
+        if not same(getattr(stage, name), usual[name]):
             rows[name] = code(brief(getattr(stage, name)))
     return rows
 
@@ -409,31 +326,6 @@ def _evidence(entry: Entry) -> Iterator[str]:
         yield f"**Stale**: the code has changed since; `limbeck verify {name} --record` measures it again."
     else:
         yield f"It speaks of the code as it stands; `limbeck verify {name}` measures it again."
-
-
-def evidence(system: System) -> dict[str, Any] | None:
-    """The whole record of what was measured last, with ``stale``."""
-    if (short := system.evidence) is None:
-        return None
-    path = catalogue.EVIDENCE / f"{system.id}.json"
-    record = json.loads(path.read_text()) | short
-    if missing := {"seeds", "machine", "seconds"} - set(record):
-        raise BadFile(f"{path} is not a record of evidence: it lacks {min(missing)}.")
-    return record
-
-
-def shown(found: Mapping[str, Any]) -> str:
-    """Figure ± spread."""
-    return f"{number(found['figure'])} ± {found['spread']:.2g}"
-
-
-def number(value: float | None) -> str:
-    """A figure; what is not finite was recorded as null.
-
-    >>> number(0.41284), number(None)
-    ('0.413', '∞')
-    """
-    return "∞" if value is None else f"{value:.3g}"
 
 
 # The index

@@ -19,7 +19,7 @@ from limbeck.engine.optim import EMA, Optim
 from limbeck.engine.ranks import any_of, as_the_first
 from limbeck.engine.roles import Cast, Role
 from limbeck.engine.scaling import scaling_for
-from limbeck.engine.shards import explained, filled, gathered, hollow, part_of, spread
+from limbeck.engine.shards import explained, filled, gathered, husk, part_of, scatter
 from limbeck.engine.states import load_module, own_state
 from limbeck.engine.student import Grows
 from limbeck.engine.tick import Place, Tick, put_buffers
@@ -170,8 +170,8 @@ class Run:
         self._empty: dict[str, nn.Module] = {}
         self._forget: Callable[[], None] | None = None
         if shard and self.world > 1:
-            self._empty = {name: hollow(self.result(name)) for name in cast.students}
-            self._forget = spread(cast)
+            self._empty = {name: husk(self.result(name)) for name in cast.students}
+            self._forget = scatter(cast)
         self.device = next((p.device for s in cast.students.values() for p in s.parameters()), torch.device("cpu"))
         self.i = 0
         self.skipped = 0

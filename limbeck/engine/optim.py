@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.schedule import Schedule, value_at
-from limbeck.engine.shards import is_shard, whole
+from limbeck.engine.shards import in_full, is_shard
 from limbeck.errors import in_range
 
 
@@ -109,5 +109,5 @@ def gradient_norm(params: Iterable[Tensor]) -> Tensor:
     """‖(g₁, g₂, …)‖₂ over the parameters that have a gradient, []."""
     grads = [p.grad for p in params if p.grad is not None]
     kinds = [[grad for grad in grads if is_shard(grad) == kind] for kind in (False, True)]
-    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    norms = [in_full(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
     return torch.stack(norms).norm() if len(norms) > 1 else norms[0] if norms else torch.zeros(())

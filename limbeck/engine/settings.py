@@ -77,7 +77,7 @@ def override(part: Any, values: Mapping[str, Any]) -> Any:
     left: dict[str, BadSetting] = {}
     for path, value in values.items():
         try:
-            part = _put_all(part, find(settings(part), path), value)
+            part = _put_all(part, fitting(settings(part), path), value)
         except BadSetting as error:  # it may fit once another setting has changed
             left[path] = error
     if len(left) == len(values) > 0:
@@ -95,7 +95,7 @@ def _put_all(part: Any, paths: Sequence[str], value: Any) -> Any:
     return part
 
 
-def find(known: Mapping[str, Any], path: str) -> list[str]:
+def fitting(known: Mapping[str, Any], path: str) -> list[str]:
     """The full paths that a path means."""
     wanted = path.replace("-", "_").split(".")
     exact = ".".join(wanted)

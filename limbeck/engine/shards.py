@@ -31,7 +31,7 @@ def is_shard(x: object) -> bool:
     return hasattr(x, "full_tensor")
 
 
-def spread(cast: "Cast") -> Callable[[], None]:
+def scatter(cast: "Cast") -> Callable[[], None]:
     """Shards every teacher, role and target over all processes, by PyTorch's ``fully_shard``.
 
     A root is what is called as a whole: the outermost modules with a ``forward``. In it, repeated parts of lists and
@@ -212,7 +212,7 @@ def explained() -> Generator[None]:
         raise
 
 
-def whole(x: Tensor) -> Tensor:
+def in_full(x: Tensor) -> Tensor:
     """A tensor in one piece, which all processes make together."""
     return exchanged(x.full_tensor) if is_shard(x) else x  # type: ignore[attr-defined], which a shard has
 
@@ -236,7 +236,7 @@ def as_lies(value: Tensor, like: Tensor) -> Tensor:
     if value.shape != like.shape or is_shard(value) == is_shard(like):
         return value
     if is_shard(value):
-        return whole(value)
+        return in_full(value)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
@@ -254,7 +254,7 @@ def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             made[name] = gathered(value)
         elif is_shard(value):
-            full = whole(value.detach())
+            full = in_full(value.detach())
             made[name] = full.cpu() if leads() else full.new_empty(0)
         else:
             made[name] = value
@@ -271,7 +271,7 @@ def twins(parts: P, modules: Iterable[nn.Module]) -> P:
     return copy.deepcopy(parts, {id(x): x for module in modules for x in (*module.parameters(), *module.buffers())})
 
 
-def hollow(module: M) -> M:
+def husk(module: M) -> M:
     """A copy without the parameters' numbers: what `filled` makes a network of again."""
     empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
     return copy.deepcopy(module, empty)
@@ -288,4 +288,4 @@ def filled(empty: M, like: nn.Module) -> M:
 
 
 def _full(p: Tensor, learns: bool) -> nn.Parameter:
-    return nn.Parameter(whole(p.detach()).clone(), learns)
+    return nn.Parameter(in_full(p.detach()).clone(), learns)

@@ -1,7 +1,7 @@
 """What to distil on: a teacher, data if there are any, conditions, a student network, and how to judge a result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from limbeck.diffusion import Denoiser, Karras, Times, heun, sample
 from limbeck.engine.data import Dataset, Source
-from limbeck.engine.recipe import Recipe
 from limbeck.engine.roles import output_of
 from limbeck.rng import Rng
 from limbeck.tree import Tree, moved, rows
@@ -28,6 +27,8 @@ class Problem(ABC):
     """Where its networks run best, if there is such a device."""
     threads: int | None = None
     """Threads that suit its networks; small ones are fastest on one, and never wait for a busy core."""
+    student: "Callable[[Any, Any], nn.Module] | None" = None
+    """What makes its networks for students, where that has settings; ``(problem, prior)`` as in `Stage`."""
 
     @property
     @abstractmethod
@@ -57,10 +58,6 @@ class Problem(ABC):
         Every process of a run calls it before the run is set up; the first one writes.
         """
         return
-
-    def adapt(self, recipe: Recipe) -> Recipe:
-        """A recipe as it runs on this problem: as it is, unless the problem needs it otherwise."""
-        return recipe
 
 
 class Generative(Problem):

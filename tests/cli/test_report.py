@@ -15,6 +15,7 @@ from limbeck import Karras, commands
 from limbeck.cli import main
 from limbeck.evaluate import report
 from limbeck.evaluate.cost import cost
+from limbeck.evaluate.lines import read_metrics
 from limbeck.evaluate.svg import Axis, Series, panel, thin
 
 HERE = Path(__file__).parent
@@ -279,7 +280,7 @@ def test_metrics_that_are_damaged(tmp_path: Path) -> None:
     ]
     lines = [*map(json.dumps, good), json.dumps({**good[0], "stage": "b"}), "[]", '{"stage": "a", "i": 3, "los']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    series, skipped = report.read_metrics(tmp_path / "metrics.jsonl", {"a": 10})
+    series, skipped = read_metrics(tmp_path / "metrics.jsonl", {"a": 10})
     assert series == {("losses", "x"): Series([10, 11, 12], [1.0, None, 3.0])} and skipped == {}
     drawn = [part.get("d", "") for part in panel("x", series["losses", "x"], [("a", 0, 20)], "losses").iter("path")]
     assert len([d for d in drawn if d.endswith("Z")]) == 2

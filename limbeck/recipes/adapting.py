@@ -1,37 +1,38 @@
-"""Recipes as they run on a model of transformers: a smaller one learns, token by token where it is of language."""
+"""Recipes as they run on a problem that brings its own student, token by token where it is one of language."""
 
 from dataclasses import replace
 
-from limbeck.bridges.smaller import Smaller
 from limbeck.engine.objective import Objective, Scaled, Sum, parts_of
 from limbeck.engine.optim import Adam
 from limbeck.engine.recipe import Recipe, Stage
 from limbeck.engine.schedule import Cosine
 from limbeck.errors import Incompatible
 from limbeck.objectives import CrossEntropy, OnFeatures, OnLogits, PerToken
+from limbeck.problems.problem import Language, Problem
 from limbeck.recipes.parts import own_network
 
 OPTIM = Adam(lr=5e-4, schedule=Cosine(warmup=0.05), clip=1.0)
 """How those learn who were trained before."""
 
 
-def adapted(recipe: Recipe, *, tokens: bool) -> Recipe:
-    """The recipe with a `Smaller` student where it takes the problem's own, and what suits such: `OPTIM`, 32 rows.
+def suited(recipe: Recipe, problem: Problem) -> Recipe:
+    """The recipe as it is, or with the `Problem.student` where it takes the problem's own network.
 
-    Args:
-        recipe: of classifiers.
-        tokens: whether every token is classified; see `PerToken`.
+    Then with what suits such, `OPTIM` and 32 rows; of a language model every token is classified, see `PerToken`.
 
     Raises:
         Incompatible: losses that are neither of logits nor of pairs of features, where there are tokens.
     """
-    stages = tuple(_adapted(stage, tokens) if isinstance(stage, Stage) else stage for stage in recipe.stages)
+    if problem.student is None:
+        return recipe
+    stages = tuple(_suited(stage, problem) if isinstance(stage, Stage) else stage for stage in recipe.stages)
     return replace(recipe, stages=stages)
 
 
-def _adapted(stage: Stage, tokens: bool) -> Stage:
-    student = Smaller() if stage.student is own_network else stage.student
-    objective = per_token(stage.objective) if tokens else stage.objective
+def _suited(stage: Stage, problem: Problem) -> Stage:
+    student = problem.student if stage.student is own_network else stage.student
+    assert student is not None
+    objective = per_token(stage.objective) if isinstance(problem, Language) else stage.objective
     optim = {**stage.optim, "default": OPTIM}
     return replace(stage, student=student, objective=objective, optim=optim, batch=32)
 
@@ -50,4 +51,4 @@ def per_token(objective: Objective) -> Objective:
     raise Incompatible("a language model", need="losses of logits or of pairs of features", got=got, fit="kd")
 
 
-__all__ = ["OPTIM", "adapted", "per_token"]
+__all__ = ["OPTIM", "per_token", "suited"]
