@@ -141,7 +141,7 @@ def lines(found: Needs, processes: int) -> list[str]:
     rows += [("gradients", found.gradients), ("moments of optimisers", found.moments)]
     rows += [("moving averages", found.averages), ("data", found.data), ("activations", found.activations)]
     text = [f"stage {found.stage}: {found.steps:,} ticks of {found.rows:,} rows{each}; memory is {how}"]
-    rows.append(("at the worst moment", found.total))
+    rows += [("at the worst moment", found.total), ("in the host's memory", found.host)]
     text += [f"  {name:28} {amount(size, 'B'):>10}" for name, size in rows if size]
     text.append(f"  {'operations in a tick':28} {amount(found.operations, 'FLOP'):>10}")
     if processes > 1:

@@ -11,6 +11,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from limbeck.engine.host import Hosted, host_of, is_hosted
 from limbeck.engine.loop import Run
 from limbeck.errors import Incompatible
 
@@ -60,6 +61,8 @@ class Reads(TorchDispatchMode):
     drawn = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if is_hosted(types):
+            return NotImplemented
         kwargs = kwargs or {}
         if func is READS and isinstance(args[0], FakeTensor) and args[0].constant is None:
             if not args[0].is_floating_point():
@@ -93,7 +96,7 @@ def _swap(
     for part in module.modules():
         for owner in (vars(part)["_parameters"], vars(part)["_buffers"]):
             for name, value in owner.items():
-                if value is not None and not isinstance(value, FakeTensor):
+                if value is not None and not isinstance(host_of(value), FakeTensor):
                     changed.append((owner, name, value))
                     owner[name] = _fake(value, mode, fakes)
     return changed
@@ -104,6 +107,8 @@ def _fake(x: Tensor, mode: FakeTensorMode, fakes: dict[int, tuple[Tensor, Tensor
     if id(x) not in fakes:
         with mode:
             made: Tensor = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+            if isinstance(x, Hosted):
+                made = Hosted(made, torch.device("cpu"))
             if isinstance(x, nn.Parameter):
                 made = nn.Parameter(made, requires_grad=x.requires_grad)
         fakes[id(x)] = x, made

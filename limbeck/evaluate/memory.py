@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from limbeck.engine.host import Hosted, is_hosted
+
 
 def peak(work: Callable[[], object], start: Iterable[Tensor] | None = None) -> int:
     """The most bytes that tensors held at one moment of the work, those that were there before it included.
@@ -27,14 +29,16 @@ def peak(work: Callable[[], object], start: Iterable[Tensor] | None = None) -> i
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages of tensors, each storage once.
+    """Bytes of the storages of tensors, each storage once; of what lies in the host's memory, none.
 
     >>> import torch
     >>> x = torch.zeros(10)
     >>> size_of([x, x[:5], torch.zeros(1)])
     44
     """
-    storages = {storage._cdata: storage for storage in (x.untyped_storage() for x in tensors)}
+    storages = {
+        storage._cdata: storage for storage in (x.untyped_storage() for x in tensors if not isinstance(x, Hosted))
+    }
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -51,11 +55,16 @@ class Held(TorchDispatchMode):
         self.now = self.most = 0
         self._known: set[int] = set()
         gc.collect()
-        for item in gc.get_objects() if start is None else start:
-            if issubclass(type(item), Tensor):  # isinstance() would ask things that warn of being asked
+        every = gc.get_objects() if start is None else [*start]
+        tensors = [item for item in every if issubclass(type(item), Tensor)]  # isinstance() would ask what warns of it
+        there = {id(item.host) for item in tensors if isinstance(item, Hosted)}
+        for item in tensors:
+            if id(item) not in there:
                 self._see(item)
 
     def _see(self, tensor: Tensor) -> None:
+        if isinstance(tensor, Hosted):
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -71,6 +80,8 @@ class Held(TorchDispatchMode):
         self.now -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if is_hosted(types):  # what is brought is seen where it is
+            return NotImplemented
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, out)
         return out

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from limbeck.engine.data import Source
+from limbeck.engine.host import Hosted, host_of
 from limbeck.engine.loop import Run
 from limbeck.evaluate.hollow import hollow
 from limbeck.evaluate.memory import peak, size_of
@@ -41,6 +42,7 @@ class Needs:
         operations: of a tick's matrix products, on average.
         seconds: of a tick, on average; None if it is not known how fast the device is.
         measured: whether its ticks were run with values, because they cannot be run without.
+        host: bytes of parameters that lie in the host's memory, beside all that.
     """
 
     stage: str
@@ -56,6 +58,7 @@ class Needs:
     operations: float
     seconds: float | None = None
     measured: bool = False
+    host: int = 0
 
     @property
     def still(self) -> int:
@@ -107,6 +110,7 @@ def _needs(run: Run, stage: str, drawn: Callable[[], bool]) -> Needs:
         data=sizes["data"],
         gradients=gradients,
         activations=worst - still - gradients,
+        host=size_of({host_of(x) for part in parts.values() for x in part if isinstance(x, Hosted)}),
         exchanged=exchanged,
         operations=operations,
     )
