@@ -12,7 +12,8 @@ learn. The ratio is to the better of the two fine-tunings, of tensors.
 
 The GAN's gradient goes through the critic to the samples, so that DMD2 would hold the activations of two networks at
 once, where fine-tuning holds those of one. On one base the student's samples are therefore made again when the gradient
-has come and the critic's activations are gone, for one pass more; "once" is without that, as three networks are. Beside
+has come and the critic's activations are gone, for one pass more; "once" is without that, as three networks are. With
+all frozen matrices in the host's memory ("offloaded"), these are not counted, and what is brought from there is. Beside
 it, all blocks are computed again (checkpointed).
 
     python benchmarks/memory.py [--precision fp32 bf16] [--batch 4] [--size 16]
@@ -37,7 +38,8 @@ from limbeck.evaluate.memory import peak
 from limbeck.rng import Rng, seeded
 
 RANK, TARGETS, TARGET = 16, ("to_q", "to_k", "to_v", "to_out.0"), 1.2
-RUNS = ("peft", "plain", "dmd shared", "dmd2 shared", "dmd2 shared, once", "dmd three", "dmd2 three")
+SHARED = ("dmd shared", "dmd2 shared", "dmd2 shared, once", "dmd2 shared, offloaded")
+RUNS = ("peft", "plain", *SHARED, "dmd three", "dmd2 three")
 TIMES = Karras(lo=0.02, hi=0.98)
 
 
@@ -77,7 +79,11 @@ def distilled(what: str, teacher: Diffusers, n: int, size: int) -> Callable[[], 
         objective = objective + 1e-3 * GAN(critic=critic, times=TIMES, feature_weight=1e-2)
     data = Drawn(lambda n, rng: batch(n, rng, size), fields=("x", "cond"))
     student = OneStep(net, shape=(4, size, size), ratio=20.0)
-    memory = {"student": Memory(again=())} if what.endswith("once") else None
+    memory = None
+    if what.endswith("once"):
+        memory = Memory(again=())
+    if what.endswith("offloaded"):
+        memory = Memory(offload=True)
     return distill(teacher, student, objective, data, steps=100, batch=n, optim=Adam(lr=1e-5), memory=memory).tick
 
 

@@ -148,7 +148,7 @@ def lines(found: Needs, processes: int) -> list[str]:
     rows.append(("activations, and what is gathered" if found.shards else "activations", found.activations))
     each += ", in shards" if found.shards else ""
     text = [f"stage {found.stage}: {found.steps:,} ticks of {found.rows:,} rows{each}; memory is {how}"]
-    rows.append(("at the worst moment", found.total))
+    rows += [("at the worst moment", found.total), ("in the host's memory", found.host)]
     text += [f"  {name:33} {amount(size, 'B'):>10}" for name, size in rows if size]
     text.append(f"  {'operations in a tick':33} {amount(found.operations, 'FLOP'):>10}")
     if processes > 1:

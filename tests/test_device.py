@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck import DMD, GAN, SGD, OneStep, SiD, distill
+from limbeck import DMD, GAN, SGD, Critic, Fake, FromTeacher, OneStep, SiD, Stage, distill
 from limbeck.bridges import Pipeline
 from limbeck.cli import main
-from limbeck.engine import EMA, Objective
+from limbeck.engine import EMA, Memory, Objective
+from limbeck.engine.host import Hosted, host_of
+from limbeck.engine.recipe import Prior
 from limbeck.evaluate.comparison import student_of
 from limbeck.problems.digits import Digits
 from limbeck.problems.problem import home_of
@@ -51,6 +53,28 @@ def test_a_tick_stays_on_the_device_of_its_networks(objective: Objective) -> Non
         for step in run:
             assert step.losses
     assert {x.device for x in run.cast.tensors()} == {THERE}
+
+
+def test_weights_on_the_host_compute_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage lays them before its networks move; every copy is made where the network computes."""
+    problem, seen = Digits(), set[torch.device]()
+    brought = Hosted.brought
+    monkeypatch.setattr(Hosted, "brought", lambda x: seen.add((made := brought(x)).device) or made)
+    stage = Stage(
+        name="one",
+        objective=DMD(fake=Fake(critic=Critic(rank=2))) + GAN(critic=Critic(rank=2)),
+        student=FromTeacher(rank=2),
+        memory={"default": Memory(offload=True)},
+        **FEW | {"optim": {"default": SGD()}},
+    )
+    with Read():
+        run = stage.start(problem, Prior(Path("none")), 0, THERE)
+        for step in run:
+            assert step.losses
+    every = [*run.cast.tensors()]
+    assert {x.device for x in every} == {THERE} == seen
+    hosted = [x for x in every if isinstance(x, Hosted)]
+    assert hosted and {host_of(x).device.type for x in hosted} == {"cpu"}
 
 
 def test_what_is_left_behind_is_noticed() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
+from limbeck.engine.host import Hosted, to_host
 from limbeck.engine.shards import called
 from limbeck.engine.taps import find, submodules
 from limbeck.errors import Incompatible
@@ -30,6 +31,8 @@ class Memory:
             that a network of diffusers chooses for itself; ``whole`` for a student's samples altogether, which are made
             again where their gradient comes through another network (as a GAN's does), when that has let its memory go.
             By default ``whole`` where a student learns adapters on weights of a teacher; elsewhere, as ``()``, none.
+        offload: whether what nobody trains lies in the memory of the host, from where every layer brings its weights
+            when it runs, in the backward pass too; see `to_host`. It costs their way to the device in every pass.
 
     >>> net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
     >>> Memory(frozen="bf16").put(net)
@@ -39,6 +42,7 @@ class Memory:
 
     frozen: Half | None = None
     again: tuple[str, ...] | None = None
+    offload: bool = False
 
     def put(self, module: nn.Module) -> None:
         """Makes a network lie so, in place: whoever else holds its frozen parameters sees the same.
@@ -53,17 +57,24 @@ class Memory:
             checkpointed(module, *names)
         if "auto" in again:
             checkpointed(module)
+        self.lay(module)
+        dtype = HALF.get(self.frozen or "")
+        for root in called(module) if dtype else ():
+            root.__class__ = _within(type(root), dtype)
+
+    def lay(self, module: nn.Module, device: torch.device | None = None) -> None:
+        """Its parameters alone, in their precision, in the memory of the host or the device; see `to_host`."""
         dtype = HALF.get(self.frozen or "")
         # running statistics are in single precision, and what stands beside them must be too
         watching = (part for part in module.modules() if getattr(part, "running_mean", None) is not None)
         beside = {id(p) for part in watching for p in part.parameters(recurse=False)}
-        for p in module.parameters():
+        for p in (p for p in module.parameters() if not isinstance(p, Hosted)):
             if p.requires_grad and p.dtype in HALF.values():
                 p.data = p.data.float()
             elif dtype and not p.requires_grad and p.is_floating_point() and id(p) not in beside:
                 p.data = p.data.to(dtype)
-        for root in called(module) if dtype else ():
-            root.__class__ = _within(type(root), dtype)
+        if self.offload:
+            to_host(module, device)
 
 
 def chooses(module: nn.Module) -> list[nn.Module]:

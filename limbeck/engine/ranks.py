@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from limbeck.engine.host import host_of
 from limbeck.errors import Failed
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ def as_the_first(tensors: Iterable[Tensor]) -> None:
         for x in tensors:
             if hasattr(x, "full_tensor"):  # a shard, which no other process has
                 continue
+            x = host_of(x)
             whole = x.detach().contiguous()
             exchanged(lambda whole=whole: dist.broadcast(whole, 0))
             x.data.copy_(whole)

@@ -52,6 +52,10 @@ def _modules(parts: Modules | None) -> Iterable[nn.Module]:
     return parts.values() if isinstance(parts, Mapping) else () if parts is None else (parts,)
 
 
+def _named(parts: Modules | None, name: str) -> Mapping[str, nn.Module]:
+    return parts if isinstance(parts, Mapping) else {} if parts is None else {name: parts}
+
+
 def _data(problem: Problem, prior: Prior) -> Source | None:
     return problem.source
 
@@ -103,7 +107,11 @@ class Stage:
         with seeded(seed, self.name, "student"):
             student = self.student(problem, prior)
         teacher = self.teacher(problem, prior)
-        for module in (*_modules(teacher), *_modules(student)):
+        knowing, learning = _named(teacher, "teacher"), _named(student, "student")
+        for name, module in {**knowing, **learning}.items():
+            memory = self.memory.get(name, self.memory.get("default", Memory()))
+            if memory.offload:  # before it moves, so that all of it need not fit there
+                memory.lay(module.requires_grad_(False) if name in knowing else module, device)
             module.to(device)
         if self.shard and several():  # the problem's own networks, and those of other stages, stay whole
             teacher, student = twins((teacher, student), (*_modules(teacher), *_modules(student)))

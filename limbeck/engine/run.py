@@ -88,7 +88,8 @@ class Session:
 
     def _recall(self, stage: Stage | Make) -> None:
         if isinstance(stage, Stage):
-            run = self._start(replace(stage, shard=False))
+            memory = {name: replace(one, offload=False) for name, one in stage.memory.items()}
+            run = self._start(replace(stage, shard=False, memory=memory))  # results are read, too
             self._load(run.load_result, read_state(self.prior.folder(stage.name)))
             self.prior.students[stage.name] = run.student.eval()
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Denoiser
+from limbeck.engine.host import Hosted
 from limbeck.engine.ranks import GONE, exchanged, leads
 from limbeck.engine.student import Grows
 from limbeck.errors import Failed, Incompatible
@@ -52,6 +53,8 @@ def scatter(cast: "Cast") -> Callable[[], None]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    if any(isinstance(x, Hosted) for x in cast.tensors()):
+        raise Incompatible("shard=True", need="weights on the devices", got="memory that offloads them")
     learners = (*cast.roles.values(), *cast.targets.values())
     trees = [*dict.fromkeys([*cast.teachers.values(), *(one.module for one in learners)])]
     trees = [tree for tree in trees if not any(isinstance(part, FSDPModule) for part in tree.modules())]

@@ -12,10 +12,11 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from limbeck.engine.host import Hosted, host_of
 from limbeck.engine.loop import Run
 from limbeck.engine.shards import is_shard, part_like, part_of
 from limbeck.errors import Incompatible
-from limbeck.evaluate.memory import in_parts
+from limbeck.evaluate.memory import elsewhere
 
 KNOWN = 256
 """So many numbers that follow from a program's own, as the noise levels of a sampler do, keep their values."""
@@ -65,7 +66,7 @@ class Reads(TorchDispatchMode):
     drawn = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if in_parts(types):
+        if elsewhere(types):
             return NotImplemented
         kwargs = kwargs or {}
         if func is READS and isinstance(args[0], FakeTensor) and args[0].constant is None:
@@ -100,7 +101,7 @@ def _swap(
     for part in module.modules():
         for owner in (vars(part)["_parameters"], vars(part)["_buffers"]):
             for name, value in owner.items():
-                if value is not None and not isinstance(value, FakeTensor):
+                if value is not None and not isinstance(host_of(value), FakeTensor):
                     changed.append((owner, name, value))
                     owner[name] = _fake(value, mode, fakes)
     return changed
@@ -114,6 +115,8 @@ def _fake(x: Tensor, mode: FakeTensorMode, fakes: dict[int, tuple[Tensor, Tensor
             made: Tensor = torch.empty_strided(part.shape, part.stride(), dtype=x.dtype, device="cpu")
             if is_shard(x):
                 made = part_like(made, x)
+            if isinstance(x, Hosted):
+                made = Hosted(made, torch.device("cpu"))
             if isinstance(x, nn.Parameter):
                 made = nn.Parameter(made, requires_grad=x.requires_grad)
         fakes[id(x)] = x, made

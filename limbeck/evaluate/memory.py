@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_map_only
 
+from limbeck.engine.host import Hosted
 from limbeck.engine.shards import part_of
 
 
@@ -32,14 +33,15 @@ def peak(work: Callable[[], object], start: Iterable[Tensor] | None = None) -> i
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages of tensors, each storage once; of shards, this process's parts.
+    """Bytes of the storages of tensors, each storage once: of shards this process's parts, of the host's memory none.
 
     >>> import torch
     >>> x = torch.zeros(10)
     >>> size_of([x, x[:5], torch.zeros(1)])
     44
     """
-    storages = {storage._cdata: storage for storage in (part_of(x).untyped_storage() for x in tensors)}
+    every = (part_of(x).untyped_storage() for x in tensors if not isinstance(x, Hosted))
+    storages = {storage._cdata: storage for storage in every}
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -57,11 +59,16 @@ class Held(TorchDispatchMode):
         self._known: dict[int, int] = {}
         self._mode = active_fake_mode()
         gc.collect()
-        for item in gc.get_objects() if start is None else start:
-            if issubclass(type(item), Tensor):  # isinstance() would ask things that warn of being asked
+        every = gc.get_objects() if start is None else [*start]
+        tensors = [item for item in every if issubclass(type(item), Tensor)]  # isinstance() would ask what warns of it
+        there = {id(item.host) for item in tensors if isinstance(item, Hosted)}
+        for item in tensors:
+            if id(item) not in there:
                 self._see(item)
 
     def _see(self, tensor: Tensor) -> None:
+        if isinstance(tensor, Hosted):
+            return
         tensor = part_of(tensor)
         if isinstance(tensor, FakeTensor) and tensor.fake_mode is not self._mode:  # shapes that shards work out ahead
             return
@@ -97,16 +104,18 @@ class Held(TorchDispatchMode):
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if in_parts(types):
+        if elsewhere(types):
             return NotImplemented
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, out)
         return out
 
 
-def in_parts(types: Iterable[type]) -> bool:
-    """Whether an operation is on shards: one that a mode leaves to them, and then sees on this process's parts."""
-    return any(map(is_traceable_wrapper_subclass_type, types))
+def elsewhere(types: Iterable[type]) -> bool:
+    """Whether an operation is on shards or on what the host holds: a mode leaves it to them, and then sees it where it
+    happens, on this process's parts and on what was brought.
+    """
+    return any(issubclass(kind, Hosted) or is_traceable_wrapper_subclass_type(kind) for kind in types)
 
 
-__all__ = ["Held", "in_parts", "peak", "size_of"]
+__all__ = ["Held", "elsewhere", "peak", "size_of"]

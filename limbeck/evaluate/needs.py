@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from limbeck.engine.data import Source
+from limbeck.engine.host import Hosted, host_of
 from limbeck.engine.loop import Run
 from limbeck.engine.shards import is_shard
 from limbeck.evaluate.hollow import hollow
-from limbeck.evaluate.memory import in_parts, peak, size_of
+from limbeck.evaluate.memory import elsewhere, peak, size_of
 from limbeck.evaluate.operations import Operations
 from limbeck.rng import Rng
 
@@ -44,6 +45,7 @@ class Needs:
         seconds: of a tick, on average; None if it is not known how fast the device is.
         measured: whether its ticks were run with values, because they cannot be run without.
         shards: whether it holds a part of every network alone, and gathers what it needs.
+        host: bytes of parameters that lie in the host's memory, beside all that.
     """
 
     stage: str
@@ -60,6 +62,7 @@ class Needs:
     seconds: float | None = None
     measured: bool = False
     shards: bool = False
+    host: int = 0
 
     @property
     def still(self) -> int:
@@ -112,6 +115,7 @@ def _needs(run: Run, stage: str, drawn: Callable[[], bool]) -> Needs:
         data=sizes["data"],
         gradients=gradients,
         activations=worst - still - gradients,
+        host=size_of({host_of(x) for part in parts.values() for x in part if isinstance(x, Hosted)}),
         exchanged=exchanged,
         operations=operations,
         shards=any(map(is_shard, fixed)),
@@ -209,7 +213,7 @@ class Exchange(TorchDispatchMode):
         self.bytes = 0.0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if in_parts(types):
+        if elsewhere(types):
             return NotImplemented
         name = func._opname if func.namespace in ("c10d", "_c10d_functional") else ""
         out = func(*args, **(kwargs or {}))

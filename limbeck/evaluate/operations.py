@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from limbeck.evaluate.memory import in_parts
+from limbeck.evaluate.memory import elsewhere
 
 
 def operations(work: Callable[[], object]) -> int:
@@ -39,7 +39,7 @@ class Operations(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if in_parts(types):
+        if elsewhere(types):
             return NotImplemented
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
