@@ -10,33 +10,17 @@ import torch
 import torch.distributed as dist
 from torch.distributed import _functional_collectives as functional
 
-from limbeck import Dataset, loading
+from limbeck import Dataset
 from limbeck.engine.loop import Run
-from limbeck.engine.recipe import Prior, Stage
 from limbeck.evaluate.memory import Held, size_of
+from tests.suite.sharded import adapters, classified, dmd2
 
 WORLD = 2
 """Processes."""
 
 
-def of(system: str, on: str, **settings: str) -> Callable[[bool], Run]:
-    """A system on a problem, in shards or not."""
-
-    def make(shard: bool) -> Run:
-        problem = loading.load_problem(on)
-        recipe = loading.load_recipe(system, problem, {"batch": "8", **settings, "shard": str(shard).lower()})
-        stage = recipe.stages[0]
-        assert isinstance(stage, Stage)
-        return stage.start(problem, Prior(Path("none")), 0)
-
-    return make
-
-
-RUNS: Mapping[str, Callable[[bool], Run]] = {
-    "kd": of("kd", "digits-classify"),
-    "dmd2": of("dmd2", "digits"),
-    "one base": of("dmd2", "digits", rank="4"),
-}
+RUNS: Mapping[str, Callable[..., Run]] = {"kd": classified, "dmd2": dmd2, "one base": adapters}
+"""By ``shard``."""
 
 
 def used(run: Run, ticks: int) -> int:
@@ -85,7 +69,7 @@ def main(folder: Path, rank: int) -> None:
     sent, told = Sent(), {}
     for name, make in RUNS.items():
         for shard in (False, True):
-            run = make(shard)
+            run = make(shard=shard)
             ticks, before, calls = cycle(run), sent.bytes, dict(sent.calls)
             memory = used(run, ticks)
             each = {kind: (sent.calls[kind] - n) / ticks for kind, n in calls.items()}

@@ -1,5 +1,6 @@
 """Plans of pipelines of every style from configurations alone: no weights, no encoders, no prompts."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from limbeck import cli, loading
 from limbeck.bridges import Pipeline
 from limbeck.engine.loop import Run
 from limbeck.engine.recipe import Prior, Stage
+from limbeck.evaluate.memory import size_of
 from limbeck.evaluate.needs import needs
 from limbeck.rng import Rng
 from limbeck.tree import Tree, tree_leaves
@@ -55,6 +57,17 @@ def test_memory_of_a_tick_by_configurations_alone(style: str, tmp_path: Path) ->
     mine, theirs = (one.source.take(2, run_rng(one))["cond"] for one in (planned, run))
     assert shapes(mine) == shapes(theirs)
     assert found.total == pytest.approx(used(run, cycle(run)), rel=0.1)
+
+
+def test_shards_by_configurations_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.dit(tmp_path / "whole")
+    folder = bare(tmp_path / "whole", tmp_path / "bare")
+    settings = ["--batch", "2", "--rank", "1", "--targets", "to_q", "--shard", "true", "--gpus", "2"]
+    assert cli.main(["plan", "sid", "--on", str(folder), *settings, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["stages"]
+    one, sizes = size_of(loading.load_problem(str(folder), weights=False).teacher.parameters()), found["parameters"]
+    assert found["shards"] and sizes["teacher"] == pytest.approx(one / 2, rel=0.1)
+    assert sizes["student"] + sizes["critic"] < 0.2 * sizes["teacher"]  # one base, counted once
 
 
 def run_rng(run: Run) -> Rng:
