@@ -81,8 +81,8 @@ class Pipeline(Generative):
 
     @cached_property
     def prompts(self) -> Prompts:
-        """Embedded prompts."""
-        return self._known or encode(self.folder, self.texts, self.negative)
+        """Embedded prompts; where there are no weights, one of them, which has the shape of all."""
+        return self._known or encode(self.folder, self.texts if self._weights else self.texts[:1], self.negative)
 
     @cached_property
     def teacher(self) -> Diffusers:
