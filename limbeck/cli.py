@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 import limbeck
-from limbeck import catalogue
+from limbeck import catalogue, listing
 from limbeck.errors import BadSetting, Failed, LimbeckError
 
 Format = Literal["safetensors", "onnx", "diffusers", "lora", "transformers"]
@@ -42,7 +42,7 @@ class Systems:
         if self.json:
             print(json.dumps(table, indent=1, ensure_ascii=False))
         else:
-            _print_systems(table)
+            listing.show(table)
         return 0
 
 
@@ -295,25 +295,3 @@ def _settings(rest: list[str]) -> dict[str, str]:
             raise BadSetting(f"--{name} needs a value.")
         values[name] = value
     return values
-
-
-def _print_systems(table: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    out = Table("system", "title", "family", "recipe", "figure", "bound", "spread", "on", "when", box=None)
-    for row in table:
-        found = row["evidence"]
-        shown = [""] * 5
-        if isinstance(found, dict):
-            mark = "" if found["passed"] else " failed"
-            stale = " (stale)" if found["stale"] else ""
-            figure = "inf" if found["figure"] is None else f"{found['figure']:.3g}"
-            figures = [figure + mark, f"≤ {found['bound']:g}", f"± {found['spread']:.2g}"]
-            shown = [*figures, str(found["problem"]), str(found["when"])[:10] + stale]
-        out.add_row(str(row["id"]), str(row["title"]), str(row["family"]), "yes" if row["recipe"] else "", *shown)
-    console = Console(markup=False)
-    console.print(out)
-    ready = sum(bool(row["recipe"]) for row in table)
-    measured = sum(isinstance(row["evidence"], dict) for row in table)
-    console.print(f"{len(table)} systems, {ready} with a recipe, {measured} measured.")

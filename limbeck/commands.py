@@ -213,7 +213,7 @@ def _undone(where: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if leads() and not there:
+        if leads() and not there and not (where / "recipe.json").exists():  # which another run would have begun
             shutil.rmtree(where, ignore_errors=True)
         raise
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def test_systems_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["systems"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"{len(rows)} systems, {sum(row['recipe'] for row in rows)} with a recipe, ")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_word_of_the_table_is_broken(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = table(capsys)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["systems"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width and (lines[0].split()[:2] == ["system", "title"]) == (width == 200)
+    shown = Counter(word for line in lines for word in re.split(r"[\s,]+", line))
+    for row in rows:
+        found = row["evidence"]
+        words = [row["id"], row["family"], *re.split(r"[\s,]+", row["title"])]
+        words += [found["problem"], found["when"][:10], f"{found['bound']:g}"] if found else []
+        assert all(shown[word] for word in words), row["id"]
 
 
 @pytest.mark.parametrize("system", [s.id for s in catalogue.systems() if s.path.exists()] + [str(HERE / "score.py")])
