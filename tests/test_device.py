@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck import DMD, GAN, SGD, Critic, Fake, FromTeacher, OneStep, SiD, Stage, distill
+from limbeck import DMD, GAN, SGD, Adam, Critic, Fake, FromTeacher, OneStep, SiD, Stage, distill
 from limbeck.bridges import Pipeline
 from limbeck.cli import main
-from limbeck.engine import EMA, Memory, Objective
+from limbeck.engine import EMA, Memory, Objective, Run
 from limbeck.engine.host import Hosted, host_of
 from limbeck.engine.recipe import Prior
 from limbeck.evaluate.comparison import student_of
@@ -53,6 +53,23 @@ def test_a_tick_stays_on_the_device_of_its_networks(objective: Objective) -> Non
         for step in run:
             assert step.losses
     assert {x.device for x in run.cast.tensors()} == {THERE}
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta")
+def test_moments_of_a_checkpoint_go_where_their_parameters_are() -> None:
+    problem = Digits()
+
+    def started(device: str | torch.device) -> Run:
+        teacher, student = problem.teacher.clone(trainable=False), OneStep(problem.network(), shape=problem.shape)
+        return distill(teacher.to(device), student.to(device), SiD(), problem.source, **FEW | {"optim": Adam()})
+
+    here = started("cpu")
+    here.tick()
+    with Read():
+        run = started(THERE)
+        run.load_state_dict(here.state_dict())
+        moments = [x for role in run.cast.roles.values() for one in role.optimizer.state.values() for x in one.values()]
+        assert {x.device for x in moments} == {THERE} and run.tick().losses
 
 
 def test_weights_on_the_host_compute_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from limbeck.engine.schedule import Schedule, value_at
 from limbeck.engine.shards import in_full, is_shard
-from limbeck.errors import in_range
+from limbeck.errors import BadSetting, Incompatible, in_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,30 @@ class Optim(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optim):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
+
+    Args, beside those of `Optim`:
+        betas, eps, weight_decay: as in the paper.
+        bits: of each moment. Those of 8 bits are bitsandbytes' (Dettmers et al. 2022, arXiv 2110.02861, sec. 2): by
+            blocks, each with its largest value; parameters of fewer than 4 096 numbers keep theirs whole.
+
+    Raises:
+        Incompatible: 8 bits without bitsandbytes, or for parameters in shards, where the optimiser is made.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    bits: Literal[8, 32] = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (8, 32):
+            raise BadSetting(f"bits must be 8 or 32, got {self.bits}.")
 
     def build(self, groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self.bits == 8:
+            return eight_bits()(_in_one_piece([*groups]), self.lr, self.betas, self.eps, weight_decay=self.weight_decay)
         return torch.optim.AdamW(groups, self.lr, self.betas, self.eps, weight_decay=self.weight_decay, fused=True)
 
 
@@ -103,6 +120,26 @@ class EMA:
     def at(self, n: int) -> float:
         """d at the n-th update."""
         return min(self.decay, (1 + n) / (10 + n)) if self.ramp else self.decay
+
+
+def eight_bits() -> Any:
+    """Adam with moments of 8 bits, a class of bitsandbytes.
+
+    Raises:
+        Incompatible: it is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[reportMissingImports], which few need
+    except ImportError:
+        fit = "pip install 'limbeck[bitsandbytes]', or bits=32,"
+        raise Incompatible("Adam(bits=8)", need="bitsandbytes", got="none installed", fit=fit) from None
+    return AdamW8bit
+
+
+def _in_one_piece(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if any(is_shard(p) for group in groups for p in group["params"]):
+        raise Incompatible("Adam(bits=8)", need="parameters in one piece", got="shards", fit="shard=False")
+    return groups
 
 
 def gradient_norm(params: Iterable[Tensor]) -> Tensor:

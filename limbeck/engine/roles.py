@@ -15,7 +15,7 @@ from limbeck.engine.memory import HALF, WHOLE, Half, Memory, chooses
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.shards import as_lies, is_shard, part_of
 from limbeck.engine.states import fingerprint_of, lent_by, load_module, own_state
-from limbeck.engine.student import Rows, Student
+from limbeck.engine.student import Grows, Rows, Student
 from limbeck.engine.taps import Pick, Taps, find, first_tensor
 from limbeck.errors import BadSetting, Incompatible
 from limbeck.rng import seeded
@@ -69,21 +69,25 @@ class Role:
 
     def regrow(self, rows: Mapping[str, Rows]) -> None:
         """Parameters and moments take their new rows."""
-        moments = {name: dict(self.optimizer.state[p]) for name, p in self.params.items()}
+        moments: dict[str, dict[str, Any]] = {name: dict(self.optimizer.state[p]) for name, p in self.params.items()}
         for name, change in rows.items():
             old = self.params[name]
             _put(self.module, name, change.value)
             for key, value in moments[name].items():
-                if value.shape == old.shape:
+                if isinstance(value, Tensor) and value.shape == old.shape:
                     moments[name][key] = value[change.source]
                     moments[name][key][change.fresh] = 0
         self.bind()
         self._load_moments(moments)
 
-    def _load_moments(self, moments: Mapping[str, dict[str, Tensor]]) -> None:
+    def _load_moments(self, moments: Mapping[str, Mapping[str, Any]]) -> None:
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
         for name, p in self.params.items():
-            if moments.get(name):
-                self.optimizer.state[p] = {key: as_lies(value, p).clone() for key, value in moments[name].items()}
+            for key, value in moments.get(name, {}).items():
+                if isinstance(value, Tensor):
+                    # torch counts steps on the processor unless its update is one call on the device
+                    value = as_lies(value, p).to(value.device if key == "step" and not fused else p.device, copy=True)
+                self.optimizer.state[p][key] = value
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, moments by parameter name, and the number of steps."""
@@ -300,6 +304,8 @@ class Cast:
         if self._memory:
             memory.put(module)
         optim = self._optim.get(name) or self._optim.get("default") or Adam()
+        if isinstance(module, Grows) and isinstance(optim, Adam) and optim.bits == 8:
+            raise Incompatible("Adam(bits=8)", need="parameters of one shape", got=f"{_a(type(module))}, which grows")
         role = Role(name, module.train(), optim, spec, lent)
         role.again = WHOLE in (memory.again or ())
         for other in self.roles.values():
