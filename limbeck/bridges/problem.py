@@ -240,7 +240,7 @@ def _half_of(recipe: Recipe) -> torch.dtype | None:
     """The precision in which every stage of a recipe keeps the weights of the teacher, if it is half."""
     stages = [stage.memory if isinstance(stage, Stage) else {} for stage in recipe.stages]
     kept = {memory.get("teacher", memory.get("default", Memory())).frozen for memory in stages}
-    return HALF.get(kept.pop() or "") if len(kept) == 1 else None
+    return HALF.get(kept.pop()) if len(kept) == 1 else None
 
 
 def _check(folder: Path, prompts: str | Path | None, negative: str | None, weights: bool) -> bool:

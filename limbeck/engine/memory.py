@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 Half = Literal["bf16", "fp16"]
 WHOLE = "whole"
 """The word for a student whose samples are made again."""
-HALF: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,13 @@ class Memory:
         if "auto" in again:
             checkpointed(module)
         self.lay(module)
-        dtype = HALF.get(self.frozen or "")
+        dtype = HALF.get(self.frozen)
         for root in called(module) if dtype else ():
             root.__class__ = _within(type(root), dtype)
 
     def lay(self, module: nn.Module, device: torch.device | None = None) -> None:
         """Its parameters alone, in their precision, in the memory of the host or the device; see `to_host`."""
-        dtype = HALF.get(self.frozen or "")
+        dtype = HALF.get(self.frozen)
         # running statistics are in single precision, and what stands beside them must be too
         watching = (part for part in module.modules() if getattr(part, "running_mean", None) is not None)
         beside = {id(p) for part in watching for p in part.parameters(recurse=False)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from limbeck.engine.data import Source
 from limbeck.engine.loop import Run, distill
-from limbeck.engine.memory import Memory
+from limbeck.engine.memory import HALF, Half, Memory
 from limbeck.engine.objective import Objective
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.ranks import several
@@ -75,8 +75,8 @@ class Stage:
         optim: how each role learns; ``default`` is for those not named.
         ema: moving average of the student.
         accumulate: micro-batches of a tick.
-        bf16: forward passes in bfloat16; parameters, gradients and losses stay as they are.
-        fp16: forward passes in float16, with losses scaled so that gradients do not underflow.
+        autocast: of forward passes; parameters, gradients and losses stay as they are. In ``fp16`` losses are scaled,
+            so that gradients do not underflow.
         memory: how each network lies in memory; ``default`` is for those not named.
         shard: of several processes each holds a part of every network, instead of all of it; see `distill`.
     """
@@ -91,16 +91,13 @@ class Stage:
     optim: Mapping[str, Optim] = field(default_factory=lambda: {"default": Adam()})
     ema: EMA | None = None
     accumulate: int = 1
-    bf16: bool = False
-    fp16: bool = False
+    autocast: Half | None = None
     memory: Mapping[str, Memory] = field(default_factory=lambda: {"default": Memory()})
     shard: bool = False
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, 1)
         in_range("batch", self.batch, 1)
-        if self.bf16 and self.fp16:
-            raise BadSetting("a stage has either bf16 or fp16, not both.")
 
     def start(self, problem: Problem, prior: Prior, seed: int, device: torch.device | None = None) -> Run:
         """The run of this stage, checked and ready; on a device, or where its modules are."""
@@ -125,7 +122,7 @@ class Stage:
             optim=self.optim,
             ema=self.ema,
             accumulate=self.accumulate,
-            autocast=torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None,
+            autocast=HALF.get(self.autocast),
             memory=self.memory,
             shard=self.shard,
             seed=(seed, self.name),

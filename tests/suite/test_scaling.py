@@ -207,7 +207,7 @@ def test_what_is_trained_is_finer() -> None:
 
 def test_the_setting() -> None:
     problem = loading.load_problem("digits-classify")
-    recipe = loading.load_recipe("kd", problem, {"fp16": "true", "batch": "8"})
+    recipe = loading.load_recipe("kd", problem, {"autocast": "fp16", "batch": "8"})
     assert recipe.stages[0].start(problem, None, 0).autocast == torch.float16  # type: ignore[union-attr, arg-type]
-    with pytest.raises(BadSetting, match="not both"):
-        loading.load_recipe("kd", problem, {"fp16": "true", "bf16": "true"})
+    with pytest.raises(BadSetting, match="autocast"):
+        loading.load_recipe("kd", problem, {"autocast": "fp8"})
