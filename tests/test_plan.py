@@ -217,6 +217,14 @@ def test_a_pipeline_without_weights(pipeline: Path, bare: Path, capsys: pytest.C
     assert found["seconds"] is None  # nobody said how fast the device is
 
 
+def test_a_pipeline_without_weights_on_the_host(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a GAN, whose data are the teacher's own samples."""
+    line = ["plan", "dmd2", "--on", str(bare), "--batch", "4", "--rank", "2", "--tflops", "1", "--json"]
+    assert cli.main([*line, "--memory.default.offload", "true"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["stages"]
+    assert found["host"] > 9 * found["parameters"]["teacher"] > 0
+
+
 def test_a_plan_is_printed(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["plan", "sid", "--on", str(bare), "--batch", "16", "--gpus", "2", "--tflops", "0.01", "--gbps", "10"]
     assert cli.main(args) == 0

@@ -67,7 +67,7 @@ class Pipeline(Generative):
         known = kept(cache, self.folder) if cache and self.takes_prompts else None
         self._known, self.negative = known, negative
         self.texts = read_prompts(Path(prompts)) if prompts and known is None else ()
-        self.network_read: Diffusers = read_pipeline(self.folder, weights=weights)
+        self.weights, self.network_read = weights, read_pipeline(self.folder, weights=weights)
         net, self.latents = self.network_read.net, Latents(self.folder)
         self.shape, self.shown = _shape(net), min(self.shown, 20) if self.latents.there else self.shown
         self.classes = labels_of(net)
@@ -122,7 +122,7 @@ class Pipeline(Generative):
     def own(self, name: str, n: int) -> Tensor:
         """n samples of the teacher's own by the noise of this name, whose conditions `told` knows."""
         noise, parts = Rng((self.name, name)).normal(n, *self.shape, dtype=torch.float32), torch.arange(n).split(BATCH)
-        if next(self.network_read.parameters()).is_meta:  # only shapes are asked for
+        if not self.weights:  # only shapes are asked for
             return noise
         return torch.cat([self.teacher_sample(noise[part], self.told(part)) for part in parts])
 
