@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck import EMA, KD, Adam, Dataset, cli, distill, loading, low_rank
+from limbeck.bridges import Pipeline
 from limbeck.engine.loop import Run
 from limbeck.engine.recipe import Prior, Stage
 from limbeck.errors import Incompatible
@@ -247,6 +248,22 @@ def test_a_pipeline_without_weights(pipeline: Path, bare: Path, capsys: pytest.C
     assert found["total"] == pytest.approx(used(run, cycle(run)), rel=0.1)
     assert found["parameters"]["teacher"] == size_of(run.cast.teacher.parameters())
     assert found["seconds"] is None  # nobody said how fast the device is
+
+
+def test_a_pipeline_without_weights_on_the_host(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "sid", "--on", str(bare), "--batch", "4", "--rank", "2", "--json"]
+    assert cli.main([*line, "--memory.default.offload", "true"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["stages"]
+    assert found["host"] > 9 * found["parameters"]["teacher"] > 0
+
+
+def test_a_pipeline_without_weights_draws_no_samples_of_its_own(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a GAN wants as data, in a tick whose tensors are no longer on the meta device."""
+    problem = loading.load_problem(str(bare), weights=False)
+    assert isinstance(problem, Pipeline)
+    problem.network_read.to_empty(device="cpu")
+    monkeypatch.setattr(Pipeline, "teacher_sample", lambda *args: pytest.fail("sampled"))
+    assert problem.own("data", 3).shape == (3, *problem.shape)
 
 
 def test_a_plan_is_printed(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,11 +59,11 @@ SETTINGS = {
     f"{TINY} --on {TINY} --rate 0.5": {"optim.default": "Adam(lr=0.5, ", "optim.discriminator": "Adam(lr=0.002, "},
     # By role, for those that have no entry of their own yet, in any order.
     f"{TINY} --on {TINY} --memory.student.frozen bf16 --default.again '()'": {
-        "memory.default": "Memory(frozen=None, again=()",
-        "memory.student": "Memory(frozen='bf16', again=()",
+        "memory.default": "Memory(frozen=None, again=(), ",
+        "memory.student": "Memory(frozen='bf16', again=(), ",
     },
     f"{TINY} --on {TINY} --memory.critic.again none --optim.critic.lr 0.5 --optim.default.clip 1": {
-        "memory.critic": "Memory(frozen=None, again=None",
+        "memory.critic": "Memory(frozen=None, again=None, ",
         "optim.critic": "Adam(lr=0.5, schedule=1.0, clip=1.0, ",
     },
     f"{STAGES} --on {QUICK} --steps 2 --again.memory.teacher.frozen bf16": {
