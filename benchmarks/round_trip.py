@@ -39,7 +39,7 @@ SYSTEMS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
 """In how many steps each is judged, and settings of its run."""
 
 TARGET = 1.15
-"""What one step has to reach, and a student that has more steps by design in all of them."""
+"""What one step has to reach."""
 
 DRAWN = 10_000
 """Images of each: of 2 000, the distance of one pipeline varies by a tenth from draw to draw."""
