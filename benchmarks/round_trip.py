@@ -33,7 +33,7 @@ SYSTEMS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "tdm": ((4,), {"steps": 800, "batch": 64, "critic-steps": 4, "decay": 0.95, "critic.snr": 5.0} | SLOWER),
     "consistency-distillation": (
         (1, 2, 4),
-        {"steps": 2000, "batch": 256, "lr": 2e-3, "sigma-max": 5.0, "student.ratios": "(5.0,)"},
+        {"steps": 3000, "batch": 256, "lr": 2e-3, "sigma-max": 5.0, "student.ratios": "(5.0,)"},
     ),
 }
 """In how many steps each is judged, and settings of its run."""

@@ -258,15 +258,15 @@ def test_of_several_processes_one_asks_the_encoders(
     assert not asked and other.prompts.texts == TEXTS and other.prompts.folder == where
 
 
-def test_a_plan_asks_for_one_prompt(
+def test_a_plan_asks_no_encoder(
     made: Callable[[str], Path], prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr("limbeck.bridges.problem.encode", lambda *given: asked.append(given[1]) or encode(*given))
+    asked: list[Path] = []
+    monkeypatch.setattr(prompts_of, "_encoders", asked.append)
     on = ("--on", str(made("stable_diffusion")), "--prompts", str(prompts))
     assert main(["plan", "sid", *on, "--batch", "8", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["stages"]
-    assert asked == [TEXTS[:1]] and not found["measured"] and found["activations"] > 0
+    assert not asked and not found["measured"] and found["activations"] > 0
 
 
 def test_what_is_refused_leaves_no_prompts(made: Callable[[str], Path], prompts: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from _measure import ticks
 from _models import MODELS, tiny
 from dmd2 import CYCLE, RANK, dmd2, start
 
-from limbeck import Critic, Objective
+from limbeck import Critic, Objective, Run
 from limbeck.diffusion import Denoiser, Times
 from limbeck.engine.objective import Loss, Term
 from limbeck.engine.roles import Cast
@@ -59,18 +59,22 @@ ROWS: dict[str, tuple[int, Callable[..., Objective]]] = {
 }
 
 
-def measure(model: str, row: str, batch: int | None, *, small: bool, planned: bool) -> int:
-    """Bytes at the worst moment of a cycle, in this process."""
+def begun(model: str, row: str, batch: int | None, device: str, *, small: bool) -> Run:
+    """The run of a row."""
     rank, make = ROWS[row]
     made = tiny(model) if small else MODELS[model]
-    device = "meta" if planned else "cpu" if small else "cuda"
     if row.startswith("dmd2") and not made.taps:
         make = partial(make, gan=False)
-    run = start(made, device, batch or made.batch, min(rank, 2) if small else rank, make)
+    return start(made, device, batch or made.batch, min(rank, 2) if small else rank, make)
+
+
+def measure(model: str, row: str, batch: int | None, *, small: bool, planned: bool) -> int:
+    """Bytes at the worst moment of a cycle, in this process."""
+    run = begun(model, row, batch, "meta" if planned else "cpu" if small else "cuda", small=small)
     if planned:
         return needs(run).total
     ticks(run, CYCLE)
-    if device == "cpu":
+    if run.device.type == "cpu":
         return peak(lambda: ticks(run, CYCLE))
     torch.cuda.reset_peak_memory_stats(run.device)
     ticks(run, CYCLE)

@@ -90,7 +90,7 @@ QUICK = {
     "--betas '(2.0, 0.9)'": "stage learn cannot be set up: ValueError: Invalid beta parameter at index 0: 2.0",
     "--betas 0.9": "betas must be tuple[float, float], got '0.9'",
     "--schedule.warmup 2": "warmup must be between 0 and 0.99, got 2",
-    "--optim.teacher.lr 1": "there is no setting 'optim.teacher.lr'; did you mean optim.default.lr?",
+    "--optim.teacher.lr 1": "optim names the role 'teacher', but there are only student.",
     "-x 3": "'-x' was not expected",
     "--out file": "file is a file; choose another --out",
     "--out file/below/it": "file/below/it cannot be written: Not a directory",
