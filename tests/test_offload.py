@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck import DMD, GAN, SGD, Critic, Fake, OneStep, checkpointed, distill, low_rank
+from limbeck import DMD, GAN, KD, SGD, Critic, Fake, OneStep, checkpointed, distill, low_rank
 from limbeck.cli import main
-from limbeck.engine import Memory, Run
-from limbeck.engine.host import Hosted, host_of, to_host
+from limbeck.engine import Dataset, Memory, Run
+from limbeck.engine.host import Hosted, from_host, host_of, to_host
 from limbeck.errors import Incompatible
 from limbeck.evaluate.memory import peak, size_of
 from limbeck.evaluate.needs import needs
@@ -196,3 +196,40 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     both = "--memory.default.offload true --shard true --gpus 2"
     assert main(shlex.split(f"plan dmd2 --on {LENT} --rank 2 --batch 8 {both}")) == 2
     assert "shard=True needs weights on the devices" in capsys.readouterr().err
+
+
+def test_what_the_host_holds_is_not_written_by_the_way() -> None:
+    weight = Hosted(torch.ones(4, 3), torch.device("cpu"))
+    half = weight.to(torch.bfloat16)
+    for write in (
+        lambda: weight.zero_(),
+        lambda: torch._foreach_zero_([weight]),
+        lambda: torch.add(torch.ones(4, 3), 1, out=weight),
+        lambda: half.copy_(torch.zeros(4, 3)),
+    ):
+        with pytest.raises(RuntimeError, match="would change a weight"):
+            write()
+    assert torch.equal(weight.host, torch.ones(4, 3))
+    weight.copy_(torch.zeros(4, 3))
+    assert not weight.host.any()
+
+
+def test_what_an_earlier_run_left_with_the_host_is_not_trained_there() -> None:
+    net, other = nn.Linear(4, 3).requires_grad_(False), nn.Linear(4, 3)
+    kept = net.weight.clone()
+    to_host(net)
+    data = Dataset(x=torch.ones(8, 4), y=torch.zeros(8, dtype=torch.long))
+    with pytest.raises(Incompatible, match="from_host"):
+        distill(other, net.requires_grad_(True), KD(), data, steps=1, batch=8)
+    from_host(net)
+    assert type(net.weight) is nn.Parameter and torch.equal(net.weight, kept)
+    distill(other, net, KD(), data, steps=1, batch=8, optim=SGD(lr=1.0)).finish()
+    assert not torch.equal(net.weight, kept)
+
+
+def test_states_are_plain_tensors() -> None:
+    net = nn.Sequential(nn.Linear(4, 8).requires_grad_(False), nn.Linear(8, 3))
+    data = Dataset(x=torch.ones(8, 4), y=torch.zeros(8, dtype=torch.long))
+    run = distill(nn.Linear(4, 3), net, KD(), data, steps=1, batch=8, memory=Memory(offload=True))
+    assert type(net[0].weight) is Hosted
+    assert {type(x) for x in run.result_state(net).values()} == {Tensor}

@@ -51,26 +51,27 @@ def tuning(times: Times, _: Critic) -> Objective:
     return Tuning(times=times)
 
 
-ROWS: dict[str, tuple[int, Callable[..., Objective]]] = {
-    "fine-tuning": (RANK, tuning),
-    "dmd, one base": (RANK, partial(dmd2, gan=False)),
-    "dmd2, one base": (RANK, dmd2),
-    "dmd2, three networks": (0, dmd2),
+ROWS: dict[str, tuple[bool, Callable[..., Objective]]] = {
+    "fine-tuning": (True, tuning),
+    "dmd, one base": (True, partial(dmd2, gan=False)),
+    "dmd2, one base": (True, dmd2),
+    "dmd2, three networks": (False, dmd2),
 }
+"""Whether what learns are adapters, and what is learned by."""
 
 
-def begun(model: str, row: str, batch: int | None, device: str, *, small: bool) -> Run:
+def begun(model: str, row: str, batch: int | None, device: str, *, small: bool, rank: int = RANK) -> Run:
     """The run of a row."""
-    rank, make = ROWS[row]
+    adapters, make = ROWS[row]
     made = tiny(model) if small else MODELS[model]
     if row.startswith("dmd2") and not made.taps:
         make = partial(make, gan=False)
-    return start(made, device, batch or made.batch, min(rank, 2) if small else rank, make)
+    return start(made, device, batch or made.batch, (min(rank, 2) if small else rank) if adapters else 0, make)
 
 
-def measure(model: str, row: str, batch: int | None, *, small: bool, planned: bool) -> int:
+def measure(model: str, row: str, batch: int | None, rank: int, *, small: bool, planned: bool) -> int:
     """Bytes at the worst moment of a cycle, in this process."""
-    run = begun(model, row, batch, "meta" if planned else "cpu" if small else "cuda", small=small)
+    run = begun(model, row, batch, "meta" if planned else "cpu" if small else "cuda", small=small, rank=rank)
     if planned:
         return needs(run).total
     ticks(run, CYCLE)
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["sdxl"])
     parser.add_argument("--batch", type=int, help="rows of a tick")
+    parser.add_argument("--rank", type=int, default=RANK, help="of adapters")
     parser.add_argument("--tiny", action="store_true", help="small networks on the processor")
     parser.add_argument("--plan", action="store_true", help="no device: what would be needed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -102,7 +104,7 @@ def main(argv: list[str]) -> None:
         parser.error("there is no CUDA device; --plan says what would be needed, --tiny runs on the processor")
     if args.one:
         model, row = json.loads(args.one)
-        print(measure(model, row, args.batch, small=args.tiny, planned=args.plan))
+        print(measure(model, row, args.batch, args.rank, small=args.tiny, planned=args.plan))
         return
     for model in args.models:
         base = None

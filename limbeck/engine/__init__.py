@@ -1,6 +1,7 @@
 """How a distillation runs: roles, terms, ticks, and the one loop."""
 
 from limbeck.engine.data import Batch, Dataset, Drawn, Mixed, Mixup, Source
+from limbeck.engine.host import from_host, to_host
 from limbeck.engine.labels import (
     Augmentation,
     Labels,
@@ -75,12 +76,14 @@ __all__ = [
     "distill",
     "find",
     "fingerprint",
+    "from_host",
     "override",
     "plain",
     "reinforce_data",
     "run_recipe",
     "settings",
     "tap",
+    "to_host",
     "top_k",
     "write_labels",
 ]

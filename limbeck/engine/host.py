@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes  # type: ignore[reportPrivateUsage]
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from limbeck.errors import Incompatible
 
@@ -54,6 +54,11 @@ class Hosted(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         first, kwargs = args[0] if args else None, kwargs or {}
+        if func is aten.copy_.default and isinstance(first, Hosted) and first.dtype == first.host.dtype:
+            first.host.copy_(args[1].host if isinstance(args[1], Hosted) else args[1])
+            return first
+        if _writes(func, args, kwargs):  # lists of fused optimisers and what is given as out= included
+            raise RuntimeError(f"{func} would change a weight that lies in the host's memory")
         if isinstance(first, Hosted):
             if func is aten._to_copy.default and kwargs.get("device") in (None, first.device) and "dtype" in kwargs:
                 return Hosted(first.host, first.device, kwargs["dtype"])
@@ -62,12 +67,14 @@ class Hosted(Tensor):
                 with _disable_current_modes():  # who counts what a device holds does not count the host's
                     seen = func(first.host, *args[1:], **kwargs)
                 return tree_map_only(Tensor, lambda x: Hosted(x, first.device, kept), seen)
-            if func is aten.copy_.default:
-                first.host.copy_(args[1].host if isinstance(args[1], Hosted) else args[1])
-                return first
-            if func._schema.is_mutable:
-                raise RuntimeError(f"{func} would change a weight that lies in the host's memory")
         return func(*tree_map_only(Hosted, Hosted.brought, args), **tree_map_only(Hosted, Hosted.brought, kwargs))
+
+
+def _writes(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operation writes into something that the host holds."""
+    taken = {**dict(zip((told.name for told in func._schema.arguments), args, strict=False)), **kwargs}
+    told = [one.name for one in func._schema.arguments if one.alias_info and one.alias_info.is_write]
+    return any(isinstance(x, Hosted) for name in told for x in tree_leaves(taken.get(name)))
 
 
 def to_host(module: nn.Module, device: torch.device | None = None) -> None:
@@ -96,8 +103,22 @@ def to_host(module: nn.Module, device: torch.device | None = None) -> None:
         try:
             torch.utils.swap_tensors(p, made)
         except RuntimeError as error:
-            got = f"{name!r}, which something else refers to ({error})"
+            got = f"{name!r}, which something else refers to"
             raise Incompatible("memory.offload", need="parameters that modules alone hold", got=got) from error
+
+
+def from_host(module: nn.Module) -> None:
+    """Brings what `to_host` moved back to its device, in place for all who hold it; then it can be trained and saved.
+
+    >>> net = nn.Linear(2, 3).requires_grad_(False)
+    >>> to_host(net)
+    >>> from_host(net)
+    >>> type(net.weight).__name__
+    'Parameter'
+    """
+    for p in module.parameters():
+        if isinstance(p, Hosted):
+            torch.utils.swap_tensors(p, nn.Parameter(p.brought(), p.requires_grad))
 
 
 def host_of(x: Tensor) -> Tensor:
@@ -105,4 +126,4 @@ def host_of(x: Tensor) -> Tensor:
     return x.host if isinstance(x, Hosted) else x
 
 
-__all__ = ["Hosted", "host_of", "to_host"]
+__all__ = ["Hosted", "from_host", "host_of", "to_host"]

@@ -32,7 +32,8 @@ class Memory:
             again where their gradient comes through another network (as a GAN's does), when that has let its memory go.
             By default ``whole`` where a student learns adapters on weights of a teacher; elsewhere, as ``()``, none.
         offload: whether what nobody trains lies in the memory of the host, from where every layer brings its weights
-            when it runs, in the backward pass too; see `to_host`. It costs their way to the device in every pass.
+            when it runs, in the backward pass too; see `to_host`. It costs their way to the device in every pass, and
+            lasts until `limbeck.engine.from_host`.
 
     >>> net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
     >>> Memory(frozen="bf16").put(net)
@@ -119,7 +120,7 @@ def checkpointed(module: M, *blocks: str) -> M:
         for part in own:
             part.enable_gradient_checkpointing()  # type: ignore[operator], which they all have
     known = submodules(module)
-    for name in find(module, *blocks):
+    for name in find(module, *blocks, by="checkpointed"):
         if name not in known:
             raise Incompatible("checkpointed", need="a submodule", got=f"{name!r}")
         part = known[name]

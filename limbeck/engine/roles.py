@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Denoiser, Seen
 from limbeck.engine.data import Batch
+from limbeck.engine.host import Hosted
 from limbeck.engine.memory import HALF, WHOLE, Half, Memory, chooses
 from limbeck.engine.optim import EMA, Adam, Optim
 from limbeck.engine.shards import as_lies, is_shard, part_of
@@ -299,6 +300,9 @@ class Cast:
         if not any(p.requires_grad for p in module.parameters()):
             need, got = "parameters to train", f"{_a(type(module))} without any"
             raise Incompatible(f"the role {name!r}", need=need, got=got, fit="the clone(trainable=True) of a network")
+        if any(isinstance(p, Hosted) and p.requires_grad for p in module.parameters()):
+            need, got = "weights on its device to train", "some that an earlier run left with the host"
+            raise Incompatible(f"the role {name!r}", need=need, got=got, fit="limbeck.engine.from_host(module)")
         lent = lent_by(self.teachers.values(), module)
         memory = self._memory_for(name, module, lent)
         if self._memory:

@@ -104,6 +104,10 @@ def fitting(known: Mapping[str, Any], path: str) -> list[str]:
     matches = [full for full in known if _abbreviates(wanted, full.split("."))]
     if not matches:
         endings = {".".join(full.split(".")[i:]): None for full in known for i in range(full.count(".") + 1)}
+        for ending in [*endings]:  # what is set for all can be set for one
+            if len(names := ending.split(".")) == len(wanted) and "default" in names[1:]:
+                role = names.index("default", 1)
+                endings[".".join([*names[:role], wanted[role], *names[role + 1 :]])] = None
         close = difflib.get_close_matches(exact, endings, 1, 0.5)
         raise BadSetting(f"there is no setting {path!r}" + (f"; did you mean {close[0]}?" if close else "."))
     if len({repr(known[full]) for full in matches}) > 1:
@@ -198,8 +202,24 @@ def parse(value: Any, kind: Any, path: str, now: Any = None) -> Any:
         fitted = _fit(candidate, kind)
         if fitted is not _UNFIT:
             return fitted
-    wanted = kind.__name__ if isinstance(kind, type) else re.sub(r"\b(\w+\.)+", "", str(kind))
-    raise BadSetting(f"{path} must be {wanted}, got {value!r}.")
+    raise BadSetting(f"{path} must be {_wanted(kind)}, got {value!r}.")
+
+
+def _wanted(kind: Any) -> str:
+    """A kind of value as one reads it.
+
+    >>> _wanted(Literal["bf16", "fp16"] | None), _wanted(tuple[str, ...] | None)
+    ('bf16, fp16 or none', 'tuple[str, ...] or none')
+    """
+    if get_origin(kind) in (Literal, Union, types.UnionType):
+        flat = [x for one in get_args(kind) for x in (get_args(one) if get_origin(one) is Literal else [one])]
+        *most, last = (one if isinstance(one, str) else _wanted(one) for one in flat)
+        return f"{', '.join(most)} or {last}" if most else last
+    if kind is None or kind is type(None):
+        return "none"
+    if isinstance(kind, type) and not get_args(kind):
+        return kind.__name__
+    return re.sub(r"\b([a-zA-Z_]\w*\.)+", "", str(kind))
 
 
 _UNFIT = object()

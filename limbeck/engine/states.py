@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.host import Hosted
 from limbeck.engine.shards import as_lies
 from limbeck.engine.student import Grows
 
@@ -37,7 +38,8 @@ def own_state(module: nn.Module, lent: Collection[str]) -> dict[str, Tensor]:
     >>> list(own_state(nn.Linear(2, 2), {"weight"}))
     ['bias']
     """
-    return {name: value for name, value in module.state_dict().items() if name not in lent}
+    own = ((name, value) for name, value in module.state_dict().items() if name not in lent)
+    return {name: value.brought() if isinstance(value, Hosted) else value for name, value in own}
 
 
 def load_module(module: nn.Module, state: Mapping[str, Tensor], lent: Collection[str] = ()) -> None:

@@ -140,8 +140,10 @@ def tap(module: nn.Module, *picks: Pick) -> Taps:
     return Taps(module, find(module, *picks))
 
 
-def find(module: nn.Module, *picks: Pick) -> tuple[str, ...]:
+def find(module: nn.Module, *picks: Pick, by: str = "tap") -> tuple[str, ...]:
     """The names of the submodules that are meant, each once, in the order of the picks and then of the module.
+
+    Errors name who asks, ``by``.
 
     Raises:
         Incompatible: a pick that fits no submodule.
@@ -150,14 +152,14 @@ def find(module: nn.Module, *picks: Pick) -> tuple[str, ...]:
     ('0', '2')
     """
     known = submodules(module)
-    return tuple(dict.fromkeys(name for pick in picks for name in _found(pick, known, type(module).__name__)))
+    return tuple(dict.fromkeys(name for pick in picks for name in _found(pick, known, type(module).__name__, by)))
 
 
-def _found(pick: Pick, known: Mapping[str, nn.Module], kind: str) -> list[str]:
+def _found(pick: Pick, known: Mapping[str, nn.Module], kind: str, by: str) -> list[str]:
     if not isinstance(pick, str):
         names = [name for name, part in known.items() if pick(name, part)]
         if not names:
-            raise Incompatible("tap", need="a choice that fits some submodule", got=f"none of the {kind}'s")
+            raise Incompatible(by, need="a choice that fits some submodule", got=f"none of the {kind}'s")
         return names
     stem = pick.removesuffix(INPUT)
     pattern = re.escape(stem).replace(r"\*\*", ".*").replace(r"\*", r"[^.]*").replace(r"\?", r"[^.]")
@@ -165,7 +167,7 @@ def _found(pick: Pick, known: Mapping[str, nn.Module], kind: str) -> list[str]:
     if not names:
         near = difflib.get_close_matches(stem, known, n=3, cutoff=0) or ["(it has none)"]
         fit = " or ".join(map(repr, near))
-        raise Incompatible("tap", need=f"a submodule {stem!r}", got=f"a {kind} without it", fit=fit)
+        raise Incompatible(by, need=f"a submodule {stem!r}", got=f"a {kind} without it", fit=fit)
     return names
 
 

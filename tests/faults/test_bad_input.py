@@ -77,7 +77,7 @@ QUICK = {
     "--batch 16 --accumulate 3": "batch must be a multiple of 3, got 16",
     "--accumulate 0": "accumulate must be at least 1, got 0",
     "--ema.decay 2": "decay must be between 0 and 1, got 2",
-    "--ema sometimes": "ema must be EMA | None, got 'sometimes'",
+    "--ema sometimes": "ema must be EMA or none, got 'sometimes'",
     "--ema.decay nan": "decay must be float, got 'nan'",
     "--temperature 0": "temperature must be above 0, got 0",
     "--objective.temprature 2": "there is no setting 'objective.temprature'; did you mean objective.temperature?",
@@ -115,8 +115,8 @@ SCORE = {
     "--times 'Uniform(lo=many)'": "times must be Times, got 'Uniform(lo=many)'",
     "--times 3": "times must be Times, got '3'",
     "--times \"__import__('os').mkdir('gone')\"": "times must be Times, got",
-    "--guidance 7": "guidance must be Guidance | None, got '7'",
-    "--guidance 'CFG(scale=high)'": "guidance must be Guidance | None",
+    "--guidance 7": "guidance must be Guidance or none, got '7'",
+    "--guidance 'CFG(scale=high)'": "guidance must be Guidance or none",
 }
 
 MORE = {
