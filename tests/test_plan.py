@@ -258,10 +258,9 @@ def test_a_pipeline_without_weights_on_the_host(bare: Path, capsys: pytest.Captu
 
 
 def test_a_pipeline_without_weights_draws_no_samples_of_its_own(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which a GAN wants as data, in a tick whose tensors are no longer on the meta device."""
+    """Which a GAN wants as data."""
     problem = loading.load_problem(str(bare), weights=False)
     assert isinstance(problem, Pipeline)
-    problem.network_read.to_empty(device="cpu")
     monkeypatch.setattr(Pipeline, "teacher_sample", lambda *args: pytest.fail("sampled"))
     assert problem.own("data", 3).shape == (3, *problem.shape)
 
