@@ -46,7 +46,7 @@ class AdamW8bit(torch.optim.Optimizer):
         return {"step": 0, **state, **self.tables, **{f"absmax{k}": p.new_zeros(blocks) for k in (1, 2)}}
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override], as the library's own
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -92,7 +92,7 @@ def write(state: dict[str, Any], k: int, value: Tensor) -> None:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes, or what stands for it."""
     optim = types.ModuleType("bitsandbytes.optim")
-    optim.AdamW8bit = AdamW8bit  # type: ignore[attr-defined]
+    optim.AdamW8bit = AdamW8bit  # type: ignore[attr-defined], a stand-in
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
 
@@ -178,4 +178,4 @@ def test_without_it_a_sentence_says_how_to_install_it(tmp_path: Path, capsys: py
 
 def test_other_numbers_are_refused() -> None:
     with pytest.raises(BadSetting, match="bits must be 8 or 32, got 4"):
-        Adam(bits=4)  # type: ignore[arg-type]
+        Adam(bits=4)  # type: ignore[arg-type], which is the mistake

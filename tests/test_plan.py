@@ -170,6 +170,7 @@ def test_two_processes_use_and_send_what_was_planned(ranks: Any, name: str, shar
 
 def test_what_is_emptied_holds_nothing() -> None:
     """FSDP empties and fills storages, by no operation."""
+    before = torch.UntypedStorage.resize_
 
     def work() -> Tensor:
         x = torch.zeros(1000)
@@ -179,7 +180,14 @@ def test_what_is_emptied_holds_nothing() -> None:
         return y
 
     assert peak(work, start=()) == 4000
-    assert "resize_" not in vars(torch.UntypedStorage)  # it is its parent's again
+    assert torch.UntypedStorage.resize_ is before
+
+
+def test_memory_is_counted_within_what_is_counted() -> None:
+    before = torch.UntypedStorage.resize_
+    inner: list[int] = []
+    outer = peak(lambda: inner.append(peak(lambda: torch.zeros(100), start=())), start=())
+    assert inner == [400] and outer == 400 and torch.UntypedStorage.resize_ is before
 
 
 def test_time_is_that_of_the_rates_given() -> None:

@@ -30,7 +30,7 @@ from limbeck.students import FewStep
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tests import tiny  # noqa: E402
+from tests import tiny  # noqa: E402, for what is optional has to be there
 
 TEXTS = ("a red fox", "an owl at night", "the sea")
 

@@ -15,7 +15,7 @@ from limbeck.loading import load_recipe
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tests import tiny  # noqa: E402
+from tests import tiny  # noqa: E402, for what is optional has to be there
 
 HALF = {"memory.default.frozen": "bf16"}
 

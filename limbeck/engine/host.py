@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes  # type: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import _disable_current_modes  # type: ignore[reportPrivateUsage], there is no public one
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from limbeck.errors import Incompatible
@@ -72,6 +72,7 @@ class Hosted(Tensor):
 
 def _writes(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether an operation writes into something that the host holds."""
+    # not strict: what is told by name, or by default, is not among args
     taken = {**dict(zip((told.name for told in func._schema.arguments), args, strict=False)), **kwargs}
     told = [one.name for one in func._schema.arguments if one.alias_info and one.alias_info.is_write]
     return any(isinstance(x, Hosted) for name in told for x in tree_leaves(taken.get(name)))

@@ -1,6 +1,6 @@
 """Recipes: a published system as stages of parts, its paper, and a claim that is measured."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,6 @@ class Prior:
 
 def _teacher(problem: Problem, prior: Prior) -> Modules | None:
     return problem.teacher
-
-
-def _modules(parts: Modules | None) -> Iterable[nn.Module]:
-    return parts.values() if isinstance(parts, Mapping) else () if parts is None else (parts,)
 
 
 def _named(parts: Modules | None, name: str) -> Mapping[str, nn.Module]:
@@ -111,7 +107,7 @@ class Stage:
                 memory.lay(module.requires_grad_(False) if name in knowing else module, device)
             module.to(device)
         if self.shard and several():  # the problem's own networks, and those of other stages, stay whole
-            teacher, student = twins((teacher, student), (*_modules(teacher), *_modules(student)))
+            teacher, student = twins((teacher, student), (*knowing.values(), *learning.values()))
         return distill(
             teacher,
             student,

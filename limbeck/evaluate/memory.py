@@ -96,11 +96,11 @@ class Held(TorchDispatchMode):
                 self._holds(storage._cdata, size)
             return out
 
-        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign], as a mode cannot see it
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
-        del torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign], as it was
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

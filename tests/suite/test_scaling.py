@@ -50,7 +50,7 @@ def classified(objective: Objective | None = None, **settings: object) -> Run:
         teacher, student = Net(6), Net(4)
     settings = {"data": Dataset(x=Rng(1).normal(32, 6, dtype=torch.float32), y=Rng(2).integers(32, 3)), **settings}
     settings = {"steps": 60, "batch": 16, "optim": SGD(lr=1e3), "autocast": torch.float16, **settings}
-    return distill(teacher, student, objective or SMALL * KD(), **settings)  # type: ignore[arg-type]
+    return distill(teacher, student, objective or SMALL * KD(), **settings)  # type: ignore[arg-type], of settings
 
 
 def params(run: Run) -> list[Tensor]:
@@ -208,6 +208,6 @@ def test_what_is_trained_is_finer() -> None:
 def test_the_setting() -> None:
     problem = loading.load_problem("digits-classify")
     recipe = loading.load_recipe("kd", problem, {"autocast": "fp16", "batch": "8"})
-    assert recipe.stages[0].start(problem, None, 0).autocast == torch.float16  # type: ignore[union-attr, arg-type]
+    assert recipe.stages[0].start(problem, None, 0).autocast == torch.float16  # type: ignore[union-attr, arg-type], a stage that needs no prior
     with pytest.raises(BadSetting, match="autocast"):
         loading.load_recipe("kd", problem, {"autocast": "fp8"})
